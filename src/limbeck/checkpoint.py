@@ -1,0 +1,93 @@
+"""Training state on disk: tensors and a few JSON values in one safetensors file, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
+    """Write tensors (moved to the CPU) and JSON `values` to a safetensors file, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    metadata = {"values": json.dumps(dict(values), sort_keys=True)} if values is not None else None
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, partial, metadata)
+    with partial.open("rb") as handle:
+        os.fsync(handle.fileno())
+    partial.replace(path)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, on the CPU in memory of their own, and the values of such a file."""
+    with safe_open(path, framework="pt") as handle:
+        tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 - not a dict
+        metadata = handle.metadata() or {}
+    return tensors, json.loads(metadata.get("values", "{}"))
+
+
+class Checkpoint:
+    """The state of one long loop: saved at most every `every` seconds, and whenever it is told to."""
+
+    def __init__(self, folder: Path, every: float = 20.0) -> None:
+        self._path = folder / "checkpoint.safetensors"
+        self._every = every
+        self._saved = time.monotonic()
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last saved state; None where there is none or it cannot be read."""
+        try:
+            return load_tensors(self._path)
+        except (FileNotFoundError, SafetensorError, json.JSONDecodeError):
+            return None
+
+    def due(self) -> bool:
+        """Whether the last save is long enough ago."""
+        return time.monotonic() - self._saved >= self._every
+
+    def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Save the state."""
+        save_tensors(self._path, tensors, values)
+        self._saved = time.monotonic()
+
+
+def pack(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """A module's parameters and buffers under `prefix.`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+def unpack(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """The inverse of `pack`."""
+    start = f"{prefix}."
+    module.load_state_dict({n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)})
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """An optimiser's per-parameter tensors under `prefix.INDEX.NAME`; its settings come from the spec."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}.{index}.{name}": torch.as_tensor(value)
+        for index, entry in state.items()
+        for name, value in entry.items()
+        if value is not None
+    }
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """The inverse of `pack_optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        head, _, rest = name.partition(".")
+        if head == prefix:
+            index, _, field = rest.partition(".")
+            state.setdefault(int(index), {})[field] = tensor
+    whole = optimizer.state_dict()
+    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

@@ -1,0 +1,255 @@
+"""The `limbeck` command. What is slow to import is imported by the command that needs it.
+
+Exit codes: 0 done, 1 the work failed or was stopped, 2 the input is wrong.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from limbeck.errors import InputError, WorkError
+from limbeck.version import __version__
+
+if TYPE_CHECKING:
+    from limbeck.spec import DistillationSpec
+    from limbeck.specfile import SpecFile
+    from limbeck.stages.task import Workshop
+    from limbeck.store import Store
+    from limbeck.summary import Summary
+
+app = typer.Typer(
+    name="limbeck",
+    help="Distil a large unlabelled image dataset into a small synthetic one that pre-trains encoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Override a field of the spec, such as source.limit=1000; repeatable.",
+    ),
+]
+NoOverrides: list[str] = []
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"limbeck {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    spec: SpecArgument,
+    overrides: SetOption = NoOverrides,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+) -> None:
+    """Run a spec from its source to the evaluated distilled set; what is done is skipped, what was cut goes on."""
+    from limbeck.specfile import read_spec
+
+    summary, store = _run(read_spec(spec, overrides), again=_again("run", spec, overrides))
+    if json:
+        typer.echo(summary.model_dump_json(by_alias=True, indent=2))
+    else:
+        _print_summary(summary, store.url)
+
+
+@app.command()
+def stage(
+    name: Annotated[
+        str,
+        typer.Argument(help="ingest, teacher, targets, trajectories, select, distill, evaluate or register."),
+    ],
+    spec: SpecArgument,
+    overrides: SetOption = NoOverrides,
+) -> None:
+    """Run one stage of a spec; the stages before it must be done."""
+    from typing import get_args
+
+    from limbeck.spec import StageName
+    from limbeck.specfile import read_spec
+
+    names: tuple[StageName, ...] = get_args(StageName)
+    if name not in names:
+        raise InputError("stage", f"there is no stage {name!r}", ", ".join(names))
+    specfile = read_spec(spec, overrides)
+    from limbeck.runner import Run
+
+    with _workshop(specfile, _again(f"stage {name}", spec, overrides)) as shop:
+        result = Run(specfile.distillation, shop).stage(name)
+    typer.echo(str(result.path))
+
+
+@app.command()
+def validate(
+    spec: SpecArgument,
+    overrides: SetOption = NoOverrides,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not look at the data that the spec names.")] = False,
+) -> None:
+    """Check a spec, and that it fits its data; every problem is named with its line."""
+    from limbeck.specfile import read_spec
+
+    specfile = read_spec(spec, overrides)
+    if not offline:
+        from limbeck.preflight import check_against_data, open_sources
+
+        settings = specfile.distillation.spec
+        with specfile.located():
+            check_against_data(settings, open_sources(settings))
+    typer.echo(f"{spec}: valid")
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Option("--output", help="Where the results go.")] = "demo-output",
+) -> None:
+    """Distil scikit-learn's digits, in about two minutes, and write a report."""
+    from importlib.resources import as_file, files
+
+    from limbeck.specfile import read_spec
+
+    with as_file(files("limbeck") / "examples" / "digits.yaml") as path:
+        specfile = read_spec(path, [f"output.uri={output}"])
+    summary, store = _run(specfile, again=f"limbeck demo --output {output}")
+    _print_summary(summary, store.url)
+
+
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder or URL of a run.")],
+    name: Annotated[str | None, typer.Option("--name", help="The run; needed where there are several.")] = None,
+) -> None:
+    """Write a finished run's report anew and print its accuracies."""
+    from limbeck.runs import read_summary, write_report
+    from limbeck.store import Store
+
+    store = Store(output)
+    summary = read_summary(store, name)
+    write_report(store, summary)
+    _print_summary(summary, output)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a spec file."""
+    from limbeck.reference import json_schema
+
+    typer.echo(json_schema(), nl=False)
+
+
+@contextmanager
+def _workshop(specfile: SpecFile, again: str) -> Iterator[Workshop]:
+    """Everything that work on this machine needs; a stop inside the block is said with the way to go on."""
+    from limbeck.interrupt import Stopped, stop_on_signals
+    from limbeck.progress import TerminalProgress
+    from limbeck.stages.task import Workshop, pick_device
+    from limbeck.store import Store
+
+    with specfile.located(), stop_on_signals() as stop:
+        store = Store(specfile.distillation.spec.output.uri)
+        try:
+            yield Workshop(store, pick_device(), TerminalProgress(), stop)
+        except (Stopped, KeyboardInterrupt):
+            raise Stopped(f"stopped; what is finished is kept. To go on: {again}") from None
+
+
+def _run(specfile: SpecFile, again: str) -> tuple[Summary, Store]:
+    from limbeck.runner import Run
+
+    for setting in _without_effect(specfile.distillation.spec):
+        typer.echo(f"note: {setting} has no effect on a run on this machine", err=True)
+    with _workshop(specfile, again) as shop:
+        return Run(specfile.distillation, shop).all(), shop.store
+
+
+def _without_effect(spec: DistillationSpec) -> list[str]:
+    """Settings that a user may have thought would do something here."""
+    settings = {
+        "spec.tracking.uri": spec.tracking.uri is not None,
+        "spec.registry.name": spec.registry.name is not None,
+        "spec.execution.ray": spec.execution.ray != type(spec.execution.ray)(),
+        "spec.execution.suspend": spec.execution.suspend,
+    }
+    return [name for name, given in settings.items() if given]
+
+
+def _again(command: str, spec: Path, overrides: list[str]) -> str:
+    return shlex.join(["limbeck", *command.split(), str(spec), *(part for o in overrides for part in ("--set", o))])
+
+
+def _print_summary(summary: Summary, output: str) -> None:
+    """The accuracies as a table, the recovered gaps, and where to look."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    settings = dict.fromkeys((entry.task, entry.architecture) for entry in summary.accuracies)
+    for task, architecture in settings:
+        cells = [e for e in summary.accuracies if (e.task, e.architecture) == (task, architecture)]
+        fractions = list(dict.fromkeys(cell.label_fraction for cell in cells))
+        seeds = len(cells[0].seeds)
+        table = Table(title=f"{task}, {architecture}: linear-probe accuracy in %, mean ± deviation over {seeds} seeds")
+        table.add_column("pre-trained on")
+        for fraction in fractions:
+            table.add_column(f"{fraction:.4g} of labels", justify="right")
+        for method in dict.fromkeys(cell.method for cell in cells):
+            row = {
+                c.label_fraction: f"{100 * c.mean:.1f} ± {100 * c.deviation:.1f}" for c in cells if c.method == method
+            }
+            table.add_row(method, *(row[fraction] for fraction in fractions))
+        gaps = {
+            gap.label_fraction: "-" if gap.value is None else f"{gap.value:.2f}"
+            for gap in summary.recovered_gaps
+            if (gap.task, gap.architecture) == (task, architecture)
+        }
+        if gaps:
+            table.add_row("recovered gap", *(gaps[fraction] for fraction in fractions))
+        console.print(table)
+    if not summary.accuracies:
+        console.print("Nothing was evaluated: the spec has no evaluate.tasks.")
+    console.print(f"distilled set  {summary.distilled.path}", markup=False)
+    console.print(f"report         {output.rstrip('/')}/runs/{summary.name}/{summary.links['report']}", markup=False)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Entry point: turns errors into one line and an exit code."""
+    from limbeck.interrupt import Stopped
+
+    try:
+        sys.exit(app(standalone_mode=False))
+    except InputError as error:
+        _fail(str(error), 2)
+    except typer.TyperException as error:
+        _fail(f"limbeck: {error.format_message()} See limbeck --help.", 2)
+    except (WorkError, Stopped) as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror}", 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The canonical dataset that ingest writes and every later stage reads: uint8 images, mapped, not loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limbeck.data.mapped import open_mapped
+from limbeck.errors import InputError
+
+IMAGES_FILE, IMAGES_TENSOR = "images.safetensors", "images"
+INDEX_FILE = "index.parquet"
+DESCRIPTION_FILE = "dataset.json"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Images of one size, in the order of their names.
+
+    Attributes:
+        images: `uint8[n, 3, s, s]`, a read-only memory map.
+        labels: `int64[n]` indices into `classes`, -1 where an image has none; None when no image has one.
+        classes: class names, sorted.
+        names: the images' names in their source, sorted.
+        mean: `float32[3]`, each channel's mean over all pixels, in units where white is 1.
+        std: `float32[3]`, each channel's standard deviation in the same units, at least 1/255.
+        fingerprint: the source's, when it was read.
+        skipped: the images that could not be used, and why.
+        uri: the source.
+    """
+
+    images: np.memmap[Any, np.dtype[np.uint8]]
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    fingerprint: str
+    skipped: dict[str, str]
+    uri: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def open(cls, path: Path) -> ImageDataset:
+        """Open what `write_dataset` wrote into the directory `path`.
+
+        Raises:
+            InputError: a file is missing or damaged, or they do not belong together.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            description = json.loads((path / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+            index = pq.read_table(path / INDEX_FILE)
+            labels = index["label"].fill_null(-1).to_numpy().astype(np.int64)
+            dataset = cls(
+                images=open_mapped(path / IMAGES_FILE, IMAGES_TENSOR),
+                labels=None if (labels < 0).all() else labels,
+                classes=tuple(description["classes"]),
+                names=tuple(index["name"].to_pylist()),
+                mean=np.array(description["mean"], np.float32),
+                std=np.array(description["std"], np.float32),
+                fingerprint=description["fingerprint"],
+                skipped=description["skipped"],
+                uri=description["uri"],
+            )
+        except FileNotFoundError as error:
+            missing = Path(error.filename).name if error.filename else error
+            raise InputError(str(path), f"not a dataset: {missing} is missing") from error
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise InputError(str(path), f"not a dataset, or damaged: {error}") from error
+        if not len(dataset.images) == len(dataset.names) == description["count"]:
+            raise InputError(str(path), "not a dataset: its files do not belong together")
+        return dataset

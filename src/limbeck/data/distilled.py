@@ -1,0 +1,122 @@
+"""A distilled set: a small synthetic dataset that carries all that is needed to pre-train from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from limbeck.checkpoint import load_tensors, save_tensors
+from limbeck.errors import InputError
+from limbeck.nn.pretraining import Recipe
+from limbeck.store import file_digest
+
+TENSORS, RECORD, PREVIEW = "distilled.safetensors", "distilled.json", "preview.png"
+
+
+@dataclass(frozen=True)
+class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
+    """Synthetic images and their targets, as a torch Dataset of (image f32[3, s, s], target f32[d]).
+
+    Attributes:
+        images: f32[m, 3, s, s], normalised with `mean` and `std`.
+        targets: f32[m, d], what an encoder's head is trained to give.
+        mean: f32[3], in [0, 1] units; normalise other images likewise before the pre-trained encoder sees them.
+        std: f32[3], likewise.
+        recipe: the optimiser settings that the set was made for, its learned rate among them.
+        spec: the spec that made it, as in a file.
+        lineage: digests of all that it was made from.
+        evaluation: accuracies and recovered gaps, as in a run's summary.
+    """
+
+    images: Tensor
+    targets: Tensor
+    mean: Tensor
+    std: Tensor
+    recipe: Recipe
+    spec: dict[str, Any]
+    lineage: dict[str, str]
+    evaluation: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.targets[index]
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Images normalised as this set's are, f32[m, 3, s, s], as one would look at them: in [0, 1]."""
+        return (images * self.std[:, None, None] + self.mean[:, None, None]).clamp(0.0, 1.0)
+
+    def viewable(self, images: Tensor) -> Tensor:
+        """The same as uint8[m, 3, s, s]."""
+        return self.pixels(images).mul(255.0).round().to(torch.uint8)
+
+    def save(self, folder: Path) -> None:
+        """Write the set into a folder: tensors, a JSON record that names their checksum, and a picture."""
+        tensors = {"images": self.images, "targets": self.targets, "viewable": self.viewable(self.images)}
+        save_tensors(folder / TENSORS, tensors)
+        record = {
+            "format": 1,
+            "sha256": file_digest(folder / TENSORS),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "recipe": self.recipe.wire(),
+            "spec": self.spec,
+            "lineage": self.lineage,
+            "evaluation": self.evaluation,
+        }
+        (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+        image_grid(self.viewable(self.images)).save(folder / PREVIEW)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> DistilledSet:
+        """Read a set from a folder; every byte of its tensors is checked.
+
+        Raises:
+            InputError: there is no distilled set, or it is damaged.
+        """
+        path = Path(folder)
+        try:
+            record = json.loads((path / RECORD).read_text())
+            if file_digest(path / TENSORS) != record["sha256"]:
+                raise InputError(str(folder), f"{TENSORS} is damaged (sha256 differs)", "a whole copy of the set")
+            tensors, _ = load_tensors(path / TENSORS)
+            return cls(
+                images=tensors["images"],
+                targets=tensors["targets"],
+                mean=torch.tensor(record["mean"]),
+                std=torch.tensor(record["std"]),
+                recipe=Recipe(**record["recipe"]),
+                spec=record["spec"],
+                lineage=record["lineage"],
+                evaluation=record["evaluation"],
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(
+                str(folder), "no distilled set is there", f"a folder with {RECORD} and {TENSORS}"
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SafetensorError) as error:
+            raise InputError(
+                str(folder), f"the distilled set is damaged ({error})", "a whole copy of the set"
+            ) from None
+
+
+def image_grid(images: Tensor, columns: int = 10, scale: int = 4, gap: int = 2) -> Image.Image:
+    """A picture of images uint8[m, 3, s, s] in rows of `columns`, enlarged without blur."""
+    count, _, side, _ = images.shape
+    columns = min(columns, count)
+    rows, cell = -(-count // columns), side * scale + gap
+    sheet = Image.new("RGB", (columns * cell + gap, rows * cell + gap), "white")
+    for index, image in enumerate(images):
+        tile = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        place = (gap + index % columns * cell, gap + index // columns * cell)
+        sheet.paste(tile.resize((side * scale, side * scale), Image.Resampling.NEAREST), place)
+    return sheet

@@ -1,0 +1,118 @@
+"""Expert trajectories: how one is trained, and how trained ones are read.
+
+An expert is a file with `theta` f32[epochs + 1, P], its parameters at the start and after every epoch, and `losses`
+f32[epochs], the mean training loss of every epoch. All its randomness comes from (seed, index): it does not matter
+which process trains it, or how many others there are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from limbeck.interrupt import StopRequest
+from limbeck.matching.match import student_loss
+from limbeck.matching.unroll import InnerLoop, sgd_step
+from limbeck.nn.encoders import Student
+from limbeck.nn.flat import FlatNetwork, flatten
+from limbeck.nn.pretraining import Images
+from limbeck.seeding import generator
+from limbeck.spec import Sgd
+
+FILE = "expert.safetensors"
+LIST = "experts.json"
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert trajectory, on the CPU."""
+
+    theta: Tensor  # f32[epochs + 1, P]
+    losses: Tensor  # f32[epochs]
+
+
+def train_expert(
+    student: Student,
+    images: Images,
+    targets: Tensor,
+    *,
+    epochs: int,
+    batch: int,
+    optimizer: Sgd,
+    seed: int,
+    index: int,
+    stop: StopRequest,
+    step_done: Callable[[], None],
+) -> Expert:
+    """Train one student on the full data with mean squared error to the targets (section 4 of the paper).
+
+    Args:
+        student: its initial parameters are theta_0; it is left as it is.
+        images: normalised images f32[n, 3, s, s], on the device of the targets.
+        targets: f32[n, d].
+        epochs: how many; a last batch shorter than the rest is left out of its epoch.
+        batch: images a step.
+        optimizer: SGD's rate, momentum and weight decay.
+        seed: the spec's.
+        index: the expert's number; the order of its images comes from (seed, index, epoch).
+        stop: looked at between steps.
+        step_done: called after every step.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
+    device = targets.device
+    loss = student_loss(FlatNetwork(student.to(device)))
+    inner = InnerLoop(optimizer.momentum, optimizer.weight_decay)
+    theta = flatten(student)
+    velocity = torch.zeros_like(theta)
+    count, batch = len(images), min(batch, len(images))
+    snapshots, losses = [theta.cpu()], []
+    for epoch in range(epochs):
+        order = torch.randperm(count, generator=generator(seed, "expert", index, "order", epoch))
+        total, steps = torch.zeros((), device=device), count // batch
+        for step in range(steps):
+            chosen = order[step * batch : (step + 1) * batch]
+            x, y = images[chosen], targets[chosen.to(device)]
+            theta, velocity, value = sgd_step(loss, theta, velocity, optimizer.rate, inner, x, y)
+            total += value
+            step_done()
+            stop.check()
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"the loss of expert {index} is not finite in epoch {epoch + 1}")
+        snapshots.append(theta.cpu())
+        losses.append(total.cpu() / steps)
+    return Expert(torch.stack(snapshots), torch.stack(losses))
+
+
+def expert_steps(count: int, batch: int, epochs: int) -> int:
+    """Steps that one expert takes."""
+    return count // min(batch, count) * epochs
+
+
+class Experts:
+    """The finished experts of a `trajectories` result; snapshots are read from disk as they are asked for."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = files
+
+    @classmethod
+    def listed(cls, trajectories: Path, locate: Callable[[str, str], Path]) -> Experts:
+        """Those that a trajectories folder lists; `locate(stage, key)` gives a result's folder."""
+        places = json.loads((trajectories / LIST).read_text())["experts"]
+        return cls([locate(*place.split("/")) / FILE for place in places])
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def theta(self, index: int, epoch: int) -> Tensor:
+        """Parameters f32[P] of expert `index` after `epoch` epochs, on the CPU."""
+        with safe_open(self._files[index], framework="pt") as handle:
+            snapshot: Tensor = handle.get_slice("theta")[epoch]
+        return snapshot.clone()

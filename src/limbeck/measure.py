@@ -1,0 +1,56 @@
+"""Time and peak memory of a piece of work, as the summary reports them."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+
+class MemoryPeak:
+    """Measures, over a `with` block, wall time and peak memory: resident (host) and allocated on the accelerator.
+
+    On Linux the kernel's high-water mark is reset at the start, so the peak is the block's own; elsewhere it is the
+    process's so far.
+    """
+
+    seconds = 0.0
+    resident_before = 0
+    resident_bytes = 0
+    device_bytes = 0
+
+    def __enter__(self) -> MemoryPeak:
+        self.resident_before = _reset_resident_peak()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.seconds = time.monotonic() - self._started
+        self.resident_bytes = _resident_peak()
+        if torch.cuda.is_available():
+            self.device_bytes = torch.cuda.max_memory_allocated()
+
+
+def _reset_resident_peak() -> int:
+    if sys.platform == "linux":
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return _resident_peak()  # a container that forbids it: the process's peak so far
+    return _resident_peak()
+
+
+def _resident_peak() -> int:
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,76 @@
+"""Keeps credentials out of the report, which is made to be passed on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import unquote
+
+REDACTED = "***"
+
+# In abfs://container@account/path and its kin the part before the @ names a container.
+_CONTAINER_SCHEMES = re.compile(r"(?:abfs|wasb)s?\Z", re.IGNORECASE)
+
+# What stands between the scheme and the path; it ends where a chained URL (a::https://b) begins.
+_AUTHORITY = re.compile(
+    r"(?<![A-Za-z0-9+.\-])(?P<scheme>[A-Za-z0-9+.\-]+)://"
+    r"(?P<authority>(?:(?!::[A-Za-z0-9+.\-]+://)[^\s/?#])*)"
+)
+
+# A password with an unescaped slash: what follows the colon is neither a port nor a chained URL, and an @
+# comes later, but not within the authority.
+_SLASHED_PASSWORD = re.compile(r"://[^\s/?#@:]*:(?!:|\d*(?:[/?#\s]|$)|[^\s/?#@]*@)\S*@")
+
+# A value ends before the quote or bracket that closes it in a text, but not at one within.
+_PARAMETER = re.compile(r"(?P<before>[?&;#])(?P<name>[^\s=&;#?]+)=(?P<value>(?:[^\s&;#]*[^\s&;#\"'<>])?)")
+
+_SECRET_NAME = re.compile(
+    r"token|secret|signature|passw|passphrase|pwd|credential|api[-_.]?key|access[-_.]?(?:key|id)|account[-_.]?key"
+    r"|session|(?:^|[-_.])(?:sig|key|auth|authorization|jwt|code)$",
+    re.IGNORECASE,
+)
+
+
+def redact_url(text: str) -> str:
+    """The text with the credentials in every URL in it replaced by `***`.
+
+    Replaced are user information (`https://user:password@host`) and the values of query and fragment
+    parameters whose names speak of a secret (`?token=`, `&X-Amz-Signature=`, `&sig=`). Everything else stays
+    as it is, so that the source can still be told from the text. Applying it twice changes nothing more.
+
+    Args:
+        text: A URL, or any text with URLs in it (also chained ones: `zip://a::https://user:password@host/b.zip`).
+
+    Example:
+        >>> redact_url("https://ana:pw@example.org/set.zip?part=2&token=abc")
+        'https://***@example.org/set.zip?part=2&token=***'
+    """
+    text = _SLASHED_PASSWORD.sub(f"://{REDACTED}@", text)
+    text = _AUTHORITY.sub(_without_user, text)
+    return _PARAMETER.sub(_without_secret, text)
+
+
+def redact_strings(value: Any) -> Any:
+    """The JSON-like value with `redact_url` applied to every string in it, keys included."""
+    if isinstance(value, str):
+        return redact_url(value)
+    if isinstance(value, dict):
+        return {redact_strings(key): redact_strings(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact_strings(item) for item in value]
+    return value
+
+
+def _without_user(match: re.Match[str]) -> str:
+    scheme, authority = match["scheme"], match["authority"]
+    user, at, host = authority.rpartition("@")
+    names_a_container = _CONTAINER_SCHEMES.match(scheme) and ":" not in user
+    if not at or names_a_container:
+        return match[0]
+    return f"{scheme}://{REDACTED}@{host}"
+
+
+def _without_secret(match: re.Match[str]) -> str:
+    if not _SECRET_NAME.search(unquote(match["name"])):
+        return match[0]
+    return f"{match['before']}{match['name']}={REDACTED}"

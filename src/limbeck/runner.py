@@ -1,0 +1,210 @@
+"""Runs the stages of a spec in order, here: skips what is done, resumes what was cut, writes the summary and report."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from limbeck.data.dataset import ImageDataset
+from limbeck.data.distilled import DistilledSet
+from limbeck.errors import InputError
+from limbeck.preflight import NamedSource, check_against_data, open_sources
+from limbeck.runs import REPORT, read_history, write_report, write_summary
+from limbeck.scores import FILE, read_scores, recovered_gaps, summarize
+from limbeck.spec import Distillation, DistillationSpec, StageName
+from limbeck.stages.graph import INGEST_VERSION, STAGES, Stage
+from limbeck.stages.ingest import ingest
+from limbeck.stages.task import StageTask, Workshop, device_name
+from limbeck.store import Identity, Result, json_digest
+from limbeck.summary import DistilledSummary, SourceSummary, StageSummary, Summary
+from limbeck.version import __version__
+
+
+class Run:
+    """One run of a spec on this machine."""
+
+    def __init__(self, distillation: Distillation, shop: Workshop) -> None:
+        self._name = distillation.metadata.name
+        self._spec: DistillationSpec = distillation.spec
+        self._shop = shop
+        self._results: dict[str, Result] = {}
+        self._stages: list[StageSummary] = []
+
+    def all(self) -> Summary:
+        """Run every stage, then write `runs/<name>/summary.json` and `report.html`.
+
+        Raises:
+            InputError: the spec does not fit the data; found before any work is done.
+            WorkError: a stage failed.
+            Stopped: the user asked to stop; the same call goes on from there.
+        """
+        started = time.monotonic()
+        sources = open_sources(self._spec)
+        check_against_data(self._spec, sources)
+        for name, entry in sources.items():
+            self._ingest(name, entry)
+        for stage in STAGES:
+            self._stage(stage)
+        return self._finish(time.monotonic() - started)
+
+    def stage(self, name: StageName) -> Result:
+        """Run one stage alone, on the results of the stages before it.
+
+        Raises:
+            InputError: one of those is not there yet.
+        """
+        sources = open_sources(self._spec)
+        check_against_data(self._spec, sources)
+        for label, entry in sources.items():
+            self._ingest(label, entry, only_find=name != "ingest")
+        if name == "ingest":
+            return self._results["dataset"]
+        for stage in STAGES:
+            self._stage(stage, only_find=stage.name != name)
+            if stage.name == name:
+                break
+        return self._results[name]
+
+    def _ingest(self, name: str, entry: NamedSource, only_find: bool = False) -> None:
+        section: dict[str, Any] = {
+            "imageSize": self._spec.source.image_size,
+            "limit": entry.limit,
+            "onBadImage": entry.on_bad_image,
+        }
+        if entry.limit is not None:
+            section["seed"] = self._spec.seed
+        identity = Identity("ingest", INGEST_VERSION, section, {"source": entry.source.fingerprint()})
+        self._make(
+            name,
+            f"ingest {entry.label}",
+            identity,
+            lambda task: ingest(task, entry.source, entry.limit, entry.on_bad_image),
+            {},
+            only_find,
+        )
+
+    def _stage(self, stage: Stage, only_find: bool = False) -> None:
+        inputs: dict[str, Result] = {}
+        for name in stage.inputs:
+            if name == "tasks":
+                inputs.update({key: result for key, result in self._results.items() if ":" in key})
+            else:
+                inputs[name] = self._results[name]
+        images = len(ImageDataset.open(self._results["dataset"].path))
+        digests = {name: result.digest for name, result in inputs.items()}
+        digests |= foreign_digests(stage.name, self._spec)
+        identity = Identity(stage.name, stage.version, stage.settings(self._spec, images), digests)
+        self._make(stage.name, stage.name, identity, stage.run, inputs, only_find)
+
+    def _make(
+        self,
+        name: str,
+        label: str,
+        identity: Identity,
+        work: Callable[[StageTask], None],
+        inputs: Mapping[str, Result],
+        only_find: bool,
+    ) -> None:
+        if only_find:
+            result = self._shop.find(identity)
+            if result is None:
+                raise InputError(
+                    f"stage {identity.stage}",
+                    f"{label} is not done in {self._shop.store.url}",
+                    "run it first",
+                )
+            self._results[name] = result
+            return
+
+        def fill(folder: Path) -> list[str]:
+            task = StageTask(self._spec, self._shop, inputs, folder)
+            work(task)
+            return task.refers
+
+        result, reused = self._shop.make(identity, fill)
+        self._results[name] = result
+        manifest = result.manifest
+        self._stages.append(
+            StageSummary(
+                name=label,
+                key=identity.key,
+                digest=result.digest,
+                reused=reused,
+                seconds=manifest.seconds,
+                peak_memory_bytes=manifest.peak_memory_bytes,
+                peak_device_memory_bytes=manifest.peak_device_memory_bytes,
+            )
+        )
+        self._shop.progress.say(_line(self._stages[-1]))
+
+    def _finish(self, seconds: float) -> Summary:
+        spec, store = self._spec, self._shop.store
+        dataset = ImageDataset.open(self._results["dataset"].path)
+        distilled = DistilledSet.load(self._results["register"].path)
+        losses = read_history(self._results["distill"].path)["matchingLoss"].to_numpy()
+        tenth = max(1, len(losses) // 10)
+        accuracies = summarize(read_scores(self._results["evaluate"].path / FILE))
+        location = store.location("register", self._results["register"].manifest.key)
+        summary = Summary(
+            name=self._name,
+            limbeck_version=__version__,
+            succeeded=True,
+            seconds=round(seconds, 3),
+            device=device_name(self._shop.device),
+            source=SourceSummary(
+                uri=spec.source.uri,
+                fingerprint=dataset.fingerprint,
+                images=len(dataset),
+                image_size=spec.source.image_size,
+                skipped=dict(dataset.skipped),
+            ),
+            distilled=DistilledSummary(
+                images=len(distilled),
+                image_size=spec.source.image_size,
+                target_dimension=distilled.targets.shape[1],
+                learning_rate=distilled.recipe.rate,
+                matching_loss_first=float(losses[:tenth].mean()),
+                matching_loss_last=float(losses[-tenth:].mean()),
+                path=location,
+            ),
+            stages=self._stages,
+            accuracies=accuracies,
+            recovered_gaps=recovered_gaps(accuracies),
+            links={"report": REPORT, "distilledSet": location},
+            spec=spec.wire(),
+        )
+        write_summary(store, summary)
+        write_report(store, summary)
+        return summary
+
+
+def foreign_digests(stage: StageName, spec: DistillationSpec) -> dict[str, str]:
+    """Digests of what a stage reads from outside the store: an imported teacher, a set to start from."""
+    outside = {
+        "teacher": ("checkpoint", spec.teacher.checkpoint),
+        "distill": ("warmStart", spec.distill.warm_start),
+    }
+    name, uri = outside.get(stage, ("", None))
+    if uri is None or uri.startswith("timm:"):  # a timm model is named by the spec itself
+        return {}
+    try:
+        filesystem, path = fsspec.url_to_fs(uri)
+        files = sorted(filesystem.find(path))
+        contents = [[file.removeprefix(path), hashlib.sha256(filesystem.cat_file(file)).hexdigest()] for file in files]
+    except (ImportError, ValueError, OSError) as error:
+        raise InputError(f"spec.{stage}.{name}", f"{uri}: {error}", "a path or an fsspec URL") from None
+    if not files:
+        raise InputError(f"spec.{stage}.{name}", f"{uri} does not exist", "a path or an fsspec URL")
+    return {name: json_digest(contents)}
+
+
+def _line(stage: StageSummary) -> str:
+    if stage.reused:
+        return f"{stage.name:<24} already done ({stage.key[:8]})"
+    memory = stage.peak_memory_bytes / 2**20
+    return f"{stage.name:<24} {stage.seconds:8.1f} s  {memory:6,.0f} MiB  ({stage.key[:8]})"

@@ -1,0 +1,445 @@
+"""The spec: what `limbeck run` takes on a laptop, `kubectl apply` on a cluster and the pipeline as its parameter.
+
+It is defined here once. camelCase on the wire, snake_case in Python; every field has a type, bounds, a default
+and one sentence. `specfile` reads it from YAML and explains what is wrong in a user's terms; `generate` derives
+the JSON schema and the reference page from it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+API_VERSION = "limbeck.dev/v1alpha1"
+
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+Uri = Annotated[str, Field(min_length=1, max_length=2048)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0, le=100.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+WeightDecay = Annotated[float, Field(ge=0.0, le=1.0)]
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([numkKMGTPE]|[KMGTPE]i)?$")]
+
+SourceFormat = Literal["auto", "images", "zip", "tar", "npz", "npy", "parquet", "cifar", "digits"]
+Architecture = Literal["convnet", "resnet10", "resnet18"]
+Norm = Literal["instance", "batch", "none"]
+Initialization = Literal["highLoss", "random", "kCenter"]
+Baseline = Literal["none", "random", "highLoss", "full"]
+OnBadImage = Literal["fail", "skip"]
+
+
+class Section(BaseModel):
+    """A part of the spec: unknown fields, wrong types, NaN and infinity are refused."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+    )
+
+    def wire(self) -> dict[str, Any]:
+        """The section as it stands in a file: camelCase names, JSON types."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class Source(Section):
+    """The unlabelled images to distil."""
+
+    uri: Uri = Field(
+        description="Where the images are: a path, an fsspec URL, or sklearn:digits; `#name` picks a split."
+    )
+    format: SourceFormat = Field("auto", description="How they are stored; auto looks at the URL.")
+    image_size: int = Field(32, ge=4, le=512, description="Side, in pixels, that every image is brought to.")
+    limit: Count | None = Field(
+        None, description="Use only this many images, drawn at random from the seed; all when absent."
+    )
+    on_bad_image: OnBadImage = Field(
+        "fail", description="What to do about an image that cannot be read: stop, or leave it out and say so."
+    )
+
+
+class Output(Section):
+    """Where results go."""
+
+    uri: Uri = Field("limbeck-output", description="Folder or fsspec URL of the artifact store and the run's report.")
+
+
+class Adam(Section):
+    """AdamW with a cosine schedule."""
+
+    rate: Rate = Field(1e-3, description="Learning rate at the top of the cosine.")
+    weight_decay: WeightDecay = Field(1e-4, description="Decoupled weight decay.")
+    warmup_epochs: int = Field(1, ge=0, le=1000, description="Epochs of linear warm-up before the cosine.")
+
+
+class Augmentation(Section):
+    """How the two views of an image are made for self-supervised learning."""
+
+    min_crop: Probability = Field(0.2, description="Smallest share of the area that a random crop keeps.")
+    flip: Probability = Field(0.5, description="Probability of a horizontal flip.")
+    color_jitter: float = Field(
+        0.5, ge=0.0, le=2.0, description="Strength of colour jitter, applied to 80 % of the views; 0 is none."
+    )
+    grayscale: Probability = Field(0.2, description="Probability of losing all colour.")
+    blur: Probability = Field(0.0, description="Probability of a Gaussian blur.")
+    rotation: float = Field(0.0, ge=0.0, le=180.0, description="Largest random rotation, in degrees.")
+
+
+class Teacher(Section):
+    """The encoder whose representations are the targets."""
+
+    algorithm: Literal["barlowTwins", "simclr", "pretrained"] = Field(
+        "barlowTwins", description="How the teacher is trained, or pretrained to import one from checkpoint."
+    )
+    architecture: Architecture = Field("resnet18", description="The teacher's network.")
+    width: int = Field(64, ge=4, le=1024, description="Channels of its first stage.")
+    depth: int | None = Field(
+        None, ge=1, le=7, description="Blocks of a convnet; by default as many as leave 4x4 pixels."
+    )
+    norm: Norm = Field("batch", description="Normalisation layers of the teacher.")
+    epochs: Count = Field(200, description="Epochs of self-supervised learning.")
+    batch: int = Field(256, ge=2, le=65536, description="Images a step.")
+    projection: int = Field(1024, ge=8, le=16384, description="Output dimension of the projection head.")
+    temperature: float = Field(0.2, gt=0.0, le=10.0, description="Softmax temperature of SimCLR.")
+    redundancy_weight: float = Field(5e-3, gt=0.0, le=1.0, description="Weight of Barlow Twins' off-diagonal terms.")
+    optimizer: Adam = Field(default_factory=Adam, description="How the teacher is optimised.")
+    augmentation: Augmentation = Field(
+        default_factory=Augmentation, description="How the two views of an image are made."
+    )
+    checkpoint: Uri | None = Field(
+        None,
+        description="The encoder to import when algorithm is pretrained: a .safetensors, .pt or TorchScript "
+        "file, or timm:NAME.",
+    )
+
+    @model_validator(mode="after")
+    def _checkpoint_goes_with_pretrained(self) -> Teacher:
+        if (self.algorithm == "pretrained") != (self.checkpoint is not None):
+            raise ValueError(
+                "checkpoint|"
+                + ("nothing" if self.checkpoint is None else repr(self.checkpoint))
+                + "|checkpoint is given exactly when algorithm is pretrained"
+            )
+        return self
+
+
+class Targets(Section):
+    """What students are trained to give: the teacher's representation of every image."""
+
+    standardize: bool = Field(
+        True,
+        description="Centre every dimension and bring all to unit variance by one common factor, so that step sizes "
+        "mean the same for every teacher; false is the paper's raw representation.",
+    )
+
+
+class Student(Section):
+    """The network that experts and the inner loop train."""
+
+    architecture: Architecture = Field("convnet", description="The student's network.")
+    depth: int | None = Field(
+        None,
+        ge=1,
+        le=7,
+        description="Blocks of a convnet; by default as many as leave 4x4 pixels (3 at 32x32).",
+    )
+    width: int = Field(128, ge=4, le=1024, description="Channels of a convnet, or of a ResNet's first stage.")
+    norm: Norm = Field("instance", description="Normalisation layers of the student.")
+
+
+class Sgd(Section):
+    """Stochastic gradient descent with momentum."""
+
+    rate: Rate = Field(0.1, description="Learning rate.")
+    momentum: Momentum = Field(0.9, description="Momentum, undampened.")
+    weight_decay: WeightDecay = Field(1e-4, description="L2 weight decay.")
+
+
+class InnerSgd(Section):
+    """The optimiser of the inner loop, the one that pre-trains from the distilled set."""
+
+    rate: Rate = Field(0.1, description="Learning rate at the start; it is learned from there.")
+    momentum: Momentum = Field(0.9, description="Momentum; 0 is the paper's plain SGD.")
+    weight_decay: WeightDecay = Field(0.0, description="L2 weight decay.")
+
+
+class Trajectories(Section):
+    """The expert trajectories: students trained on the full data towards the teacher's targets."""
+
+    experts: int = Field(100, ge=1, le=100_000, description="How many experts, each with its own seed.")
+    epochs: int | None = Field(
+        None, ge=1, le=10_000, description="Epochs an expert; by default the fewest that distill can reach."
+    )
+    batch: int = Field(256, ge=1, le=65536, description="Images a step.")
+    optimizer: Sgd = Field(default_factory=Sgd, description="How an expert is trained.")
+
+
+class Distill(Section):
+    """The optimisation of the synthetic set."""
+
+    size: Count | None = Field(None, description="Number of synthetic images; instead of fraction.")
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="Number of synthetic images as a share of the source; 0.02 when size is absent too."
+    )
+    initialization: Initialization = Field("highLoss", description="Which real images the synthetic ones start from.")
+    iterations: int = Field(5000, ge=1, le=10_000_000, description="Updates of the synthetic set.")
+    inner_steps: int = Field(40, ge=1, le=10_000, description="Student steps an iteration (N).")
+    inner_batch: int = Field(256, ge=1, le=65536, description="Synthetic images a student step.")
+    expert_gap: int = Field(2, ge=1, le=1000, description="Epochs of an expert that N steps must match (M).")
+    max_start_epoch: int = Field(
+        2, ge=1, le=1000, description="The start epoch is drawn from 0 up to, not including, this."
+    )
+    pixel_step: float = Field(1000.0, ge=0.0, le=1e9, description="Step size for the pixels.")
+    target_step: float = Field(1.0, ge=0.0, le=1e9, description="Step size for the targets.")
+    rate_step: float = Field(
+        1e-4,
+        ge=0.0,
+        le=1e3,
+        description="Step size for the inner learning rate, in units of the rate itself.",
+    )
+    momentum: Momentum = Field(0.5, description="Momentum of these three.")
+    inner_optimizer: InnerSgd = Field(default_factory=InnerSgd, description="The student's optimiser.")
+    warm_start: Uri | None = Field(
+        None, description="A distilled set to start from instead of real images; it has the same size."
+    )
+
+    @model_validator(mode="after")
+    def _size_or_fraction(self) -> Distill:
+        if self.size is not None and self.fraction is not None:
+            raise ValueError(f"fraction|{self.fraction}|either size or fraction, not both")
+        return self
+
+    def count(self, images: int) -> int:
+        """The number of synthetic images for a source of `images` images."""
+        if self.size is not None:
+            return self.size
+        fraction = 0.02 if self.fraction is None else self.fraction
+        return max(1, math.floor(fraction * images))
+
+    @property
+    def reachable_epochs(self) -> int:
+        """The last expert epoch that matching can ask for: (maxStartEpoch - 1) + expertGap."""
+        return self.max_start_epoch - 1 + self.expert_gap
+
+
+class TaskData(Section):
+    """Labelled images of a downstream task."""
+
+    uri: Uri = Field(description="Where they are; class folders or a label column give the labels.")
+    format: SourceFormat = Field("auto", description="How they are stored; auto looks at the URL.")
+    limit: Count | None = Field(None, description="Use only this many, drawn at random from the seed.")
+
+
+class Task(Section):
+    """A downstream task: linear probes are fitted on train and scored on test."""
+
+    name: Name = Field(description="What the task is called in tables.")
+    train: TaskData = Field(description="Labelled images to fit the probe on.")
+    test: TaskData = Field(description="Labelled images to score it on.")
+
+
+class Probe(Section):
+    """The linear probe: L-BFGS on cross-entropy + regularization * ||W||^2."""
+
+    regularization: float = Field(1e-3, ge=0.0, le=1e3, description="Weight of ||W||^2.")
+    iterations: int = Field(500, ge=1, le=100_000, description="Most iterations of L-BFGS.")
+
+
+def _student_architecture() -> list[Architecture]:
+    return ["convnet"]
+
+
+def _all_baselines() -> list[Baseline]:
+    return ["none", "random", "highLoss", "full"]
+
+
+class Evaluate(Section):
+    """Pre-training fresh encoders on the synthetic set and its rivals, and probing them with few labels."""
+
+    tasks: list[Task] = Field(
+        default_factory=list,
+        max_length=100,
+        description="Downstream tasks; without any, nothing is evaluated.",
+    )
+    label_fractions: list[Annotated[float, Field(gt=0.0, le=1.0)]] = Field(
+        default_factory=lambda: [0.01, 0.05, 0.1, 0.5],
+        min_length=1,
+        max_length=100,
+        description="Shares of a task's training labels that the probe sees.",
+    )
+    seeds: list[Seed] = Field(
+        default_factory=lambda: [0, 1, 2, 3, 4],
+        min_length=1,
+        max_length=1000,
+        description="One encoder is pre-trained for each seed; tables show mean and deviation over them.",
+    )
+    architectures: list[Architecture] = Field(
+        default_factory=_student_architecture,
+        min_length=1,
+        max_length=3,
+        description="Encoders to pre-train; the student's own comes with the student's depth, width and norm.",
+    )
+    baselines: list[Baseline] = Field(
+        default_factory=_all_baselines,
+        max_length=4,
+        description="What stands beside the distilled set, under the same protocol.",
+    )
+    epochs: Count = Field(20, description="Epochs of pre-training.")
+    batch: int = Field(256, ge=1, le=65536, description="Images a step of pre-training.")
+    momentum: Momentum = Field(0.9, description="Momentum of pre-training.")
+    weight_decay: WeightDecay = Field(1e-4, description="L2 weight decay of pre-training.")
+    baseline_rate: Rate | None = Field(
+        None, description="Learning rate of the baselines; by default the experts'. The set brings its own."
+    )
+    probe: Probe = Field(default_factory=Probe, description="The linear probe.")
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Evaluate:
+        repeated = {
+            "labelFractions": self.label_fractions,
+            "seeds": self.seeds,
+            "architectures": self.architectures,
+            "baselines": self.baselines,
+            "tasks": [task.name for task in self.tasks],
+        }
+        for field, values in repeated.items():
+            twice = sorted({str(v) for v in values if values.count(v) > 1})  # type: ignore[attr-defined]
+            if twice:
+                raise ValueError(f"{field}|{', '.join(twice)} more than once|each value once")
+        return self
+
+
+class Registry(Section):
+    """The MLflow model registry."""
+
+    name: str | None = Field(None, min_length=1, max_length=250, description="Registered name of the distilled set.")
+    promote: Literal["ifBetter", "always", "never"] = Field(
+        "ifBetter", description="When the alias champion moves to the new version."
+    )
+    metric: str | None = Field(
+        None,
+        min_length=1,
+        max_length=250,
+        description="Metric that ifBetter compares; the recovered gap when absent.",
+    )
+
+
+class Tracking(Section):
+    """MLflow tracking."""
+
+    uri: Uri | None = Field(None, description="MLflow tracking server or store.")
+    experiment: str = Field("limbeck", min_length=1, max_length=250, description="MLflow experiment.")
+
+
+class Ray(Section):
+    """Where experts are fanned out."""
+
+    address: Uri | None = Field(None, description="Address of a running Ray cluster.")
+    cluster: dict[str, Any] | None = Field(None, description="A KubeRay RayCluster spec to create for this run.")
+
+
+class Resources(Section):
+    """What a stage's pod asks for."""
+
+    cpu: Quantity | None = Field(None, description="CPU cores, as a Kubernetes quantity.")
+    memory: Quantity | None = Field(None, description="Memory, as a Kubernetes quantity.")
+    gpus: int | None = Field(None, ge=0, le=1024, description="Accelerators.")
+
+
+StageName = Literal["ingest", "teacher", "targets", "trajectories", "select", "distill", "evaluate", "register"]
+
+
+class Execution(Section):
+    """How a cluster runs it; on a laptop it has no effect."""
+
+    backend: Literal["local", "job", "kubeflow"] = Field("local", description="Who runs the stages.")
+    image: str | None = Field(None, min_length=1, max_length=500, description="Container image.")
+    service_account: Name | None = Field(None, description="Service account of the pods.")
+    ray: Ray = Field(default_factory=Ray, description="Where experts are fanned out.")
+    resources: dict[StageName, Resources] = Field(default_factory=dict, description="Resources of the pods, by stage.")
+    suspend: bool = Field(False, description="Do not start; stop when running.")
+    active_deadline_seconds: Count | None = Field(None, description="Longest time that a run may take.")
+    backoff_limit: int = Field(3, ge=0, le=100, description="Retries before the run has failed.")
+    ttl_seconds_after_finished: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="Delete the finished run after this time."
+    )
+
+
+class DistillationSpec(Section):
+    """All settings of a distillation."""
+
+    source: Source = Field(description="The unlabelled images to distil.")
+    output: Output = Field(default_factory=Output, description="Where results go.")
+    seed: Seed = Field(0, description="All randomness of the distillation comes from it.")
+    teacher: Teacher = Field(default_factory=Teacher, description="The encoder that gives the targets.")
+    targets: Targets = Field(default_factory=Targets, description="What students are trained to give.")
+    student: Student = Field(default_factory=Student, description="The network that is trained on them.")
+    trajectories: Trajectories = Field(default_factory=Trajectories, description="The expert trajectories.")
+    distill: Distill = Field(default_factory=Distill, description="The optimisation of the synthetic set.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="How the set is judged.")
+    registry: Registry = Field(default_factory=Registry, description="The MLflow model registry.")
+    tracking: Tracking = Field(default_factory=Tracking, description="MLflow tracking.")
+    execution: Execution = Field(default_factory=Execution, description="How a cluster runs it.")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> DistillationSpec:
+        needed, epochs = self.distill.reachable_epochs, self.trajectories.epochs
+        if epochs is not None and epochs < needed:
+            raise ValueError(
+                f"trajectories.epochs|{epochs}|at least {needed}: distill.maxStartEpoch - 1 + distill.expertGap"
+            )
+        for section, network in (("student", self.student), ("teacher", self.teacher)):
+            if network.architecture != "convnet" or getattr(network, "algorithm", None) == "pretrained":
+                continue
+            depth = convnet_depth(self.source.image_size, network.depth)
+            if self.source.image_size % 2**depth:
+                raise ValueError(
+                    f"{section}.depth|{depth} blocks, each halving {self.source.image_size}x"
+                    f"{self.source.image_size} pixels|source.imageSize must be a multiple of {2**depth}"
+                )
+        limit = self.source.limit
+        if limit is not None and self.distill.size is not None and self.distill.size > limit:
+            raise ValueError(f"distill.size|{self.distill.size}|at most source.limit, which is {limit}")
+        if limit is not None and limit < 2:
+            raise ValueError(f"source.limit|{limit}|at least 2 images")
+        return self
+
+    @property
+    def expert_epochs(self) -> int:
+        """Epochs that every expert is trained for."""
+        return self.trajectories.epochs or self.distill.reachable_epochs
+
+
+class Metadata(BaseModel):
+    """Kubernetes object metadata; only the name matters here."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    name: Name = Field(description="Name of the run, a DNS label.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Kubernetes labels.")
+    annotations: dict[str, str] = Field(default_factory=dict, description="Kubernetes annotations.")
+
+
+class Distillation(BaseModel):
+    """One distillation: a large unlabelled dataset into a small synthetic one."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True, frozen=True)
+
+    api_version: Literal["limbeck.dev/v1alpha1"] = Field(description="Version of this format.")
+    kind: Literal["Distillation"] = Field(description="Kind of the object.")
+    metadata: Metadata = Field(description="Name and labels.")
+    spec: DistillationSpec = Field(description="The settings.")
+    status: dict[str, Any] | None = Field(None, exclude=True, description="Ignored: what a cluster reports.")
+
+
+def convnet_depth(image_size: int, depth: int | None) -> int:
+    """Blocks of a ConvNet at `image_size`: `depth`, or as many halvings as leave 4x4 pixels (3 at 32, 4 at 64)."""
+    return depth if depth is not None else max(1, int(math.log2(image_size)) - 2)

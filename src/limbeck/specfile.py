@@ -1,0 +1,314 @@
+"""Reading a spec file: YAML into the spec, and every problem in one line that names file, line, field and remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from limbeck.errors import InputError
+from limbeck.spec import Distillation
+
+Location = tuple[str | int, ...]
+
+_LARGEST_FILE = 1 << 20
+
+
+class SpecError(InputError):
+    """A spec file with one or more problems, each a line of `problems`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(problems[0], "")
+        self.problems = tuple(problems)
+        self.args = ("\n".join(problems),)
+
+
+@dataclass(frozen=True)
+class SpecFile:
+    """A spec and the lines of the file that it was read from."""
+
+    name: str
+    distillation: Distillation
+    lines: Mapping[Location, int]
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Inside the block, an `InputError` about a field of the spec gets the file and the line of that field."""
+        try:
+            yield
+        except InputError as error:
+            if isinstance(error, SpecError) or not error.where.startswith("spec."):
+                raise
+            parts = re.findall(r"[^.\[\]]+", error.where)
+            location = tuple(int(part) if part.isdigit() else part for part in parts)
+            place = _place(self.name, self.lines, location)
+            raise InputError(f"{place}: {error.where}", error.found, error.allowed) from None
+
+
+def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> SpecFile:
+    """Read and check a spec file.
+
+    Args:
+        path: a YAML or JSON file with one document.
+        overrides: settings as on the command line, `field.path=value`, relative to `spec`; the value is YAML.
+
+    Raises:
+        SpecError: with all that is wrong, in the order of the file.
+    """
+    name = str(path)
+    document, lines = _read_yaml(name)
+    for override in overrides:
+        _override(document, lines, override)
+    try:
+        return SpecFile(name, Distillation.model_validate(document), lines)
+    except ValidationError as error:
+        problems = [_explain(name, lines, document, dict(problem)) for problem in error.errors()]
+        raise SpecError([text for _, text in sorted(problems)]) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as Kubernetes reads it where it matters here: 1e-4 is a number, a key stands once."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _read_yaml(name: str) -> tuple[dict[str, Any], dict[Location, int]]:
+    """The document, and the line (from 1) on which each of its fields stands."""
+    path = Path(name)
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise SpecError([f"{name}: larger than 1 MiB; a spec is a short YAML file"])
+        text = path.read_text(encoding="utf-8")
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        lines: dict[Location, int] = {}
+        if node is not None:
+            _index(name, node, (), lines)
+        document = loader.construct_document(node) if node is not None else None
+    except FileNotFoundError:
+        raise SpecError([f"{name}: no such file"]) from None
+    except IsADirectoryError:
+        raise SpecError([f"{name}: a folder, not a spec file"]) from None
+    except UnicodeDecodeError:
+        raise SpecError([f"{name}: not a text file in UTF-8"]) from None
+    except OSError as error:
+        raise SpecError([f"{name}: {error.strerror}"]) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise SpecError([f"{name}:{line}: not YAML: {error.problem or error.context}"]) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SpecError([f"{name}: not YAML: {' '.join(str(error).split())[:200]}"]) from None
+    if not isinstance(document, dict):
+        found = "empty" if document is None else f"a {_kind(document)}"
+        raise SpecError([f"{name}:1: {found}; a mapping with apiVersion, kind, metadata and spec is needed"])
+    return document, lines
+
+
+def _index(name: str, node: yaml.Node, at: Location, lines: dict[Location, int]) -> None:
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            text = str(key.value)
+            if text in seen:
+                raise SpecError([f"{name}:{line}: {_dotted((*at, text))} stands twice, first on line {seen[text]}"])
+            seen[text] = lines[(*at, text)] = line
+            _index(name, value, (*at, text), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, item in enumerate(node.value):
+            _index(name, item, (*at, position), lines)
+
+
+def _override(document: dict[str, Any], lines: dict[Location, int], override: str) -> None:
+    path, equals, text = override.partition("=")
+    names = path.removeprefix("spec.").split(".")
+    if not equals or not all(names):
+        raise SpecError([f"--set {override}: not of the form field.path=value, such as source.limit=1000"])
+    try:
+        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        raise SpecError([f"--set {override}: {text!r} is not a YAML value"]) from None
+    place: Any = document
+    for depth, name in enumerate(["spec", *names[:-1]]):
+        if place.get(name) is None:
+            place[name] = {}
+        place = place[name]
+        if not isinstance(place, dict):
+            raise SpecError([f"--set {override}: {_dotted(('spec', *names[:depth]))} is not a section"])
+    place[names[-1]] = value
+    location = ("spec", *names)
+    for stale in [key for key in lines if key[: len(location)] == location]:
+        del lines[stale]
+    lines[location] = 0  # said on the command line
+
+
+def _explain(name: str, lines: Mapping[Location, int], document: Any, problem: dict[str, Any]) -> tuple[int, str]:
+    """(line, text) of one of pydantic's complaints."""
+    location: Location = tuple(problem["loc"])
+    is_key = location[-1:] == ("[key]",)
+    if is_key:
+        location = location[:-1]
+        found, allowed = "no such key", f"allowed: {_allowed((*location[:-1], '[key]'))}"
+    elif problem["type"] == "value_error":  # ours: "field|found|allowed", from a validator of the section
+        field, found, allowed = str(problem["ctx"]["error"]).split("|", 2)
+        location = (*location, *field.split("."))
+        found, allowed = f"found {found}", f"allowed: {allowed}"
+    elif problem["type"] == "missing":
+        found, allowed = "missing", f"allowed: {_allowed(location)}"
+    elif problem["type"] == "extra_forbidden":
+        found, allowed = "no such field", _siblings(location)
+    else:
+        found, allowed = f"found {_show(problem['input'])}", f"allowed: {_allowed(location)}"
+    text = f"{_place(name, lines, location)}: {_dotted(location)}: {found}; {allowed}"
+    return _line_of(lines, location), " ".join(text.split())
+
+
+def _place(name: str, lines: Mapping[Location, int], location: Location) -> str:
+    line = _line_of(lines, location)
+    return f"{name}:{line}" if line else f"{name} (--set)"
+
+
+def _line_of(lines: Mapping[Location, int], location: Location) -> int:
+    while location not in lines and location:
+        location = location[:-1]
+    return lines.get(location, 1)
+
+
+def _dotted(location: Location) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _kind(value: Any) -> str:
+    return {list: "list", str: "text", int: "number", float: "number", bool: "truth value"}.get(type(value), "value")
+
+
+def _siblings(location: Location) -> str:
+    model = _model_at(location[:-1])
+    names = sorted(field.alias or name for name, field in model.model_fields.items() if not field.exclude)
+    close = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(names)}"
+
+
+def _allowed(location: Location) -> str:
+    """What the field at `location` takes, in words."""
+    annotation, metadata = _field_at(location)
+    return _describe(annotation, metadata)
+
+
+def _field_at(location: Location) -> tuple[Any, list[Any]]:
+    annotation: Any = Distillation
+    metadata: list[Any] = []
+    for part in location:
+        annotation, metadata = _peel(annotation, metadata)
+        if isinstance(part, int):
+            annotation, metadata = get_args(annotation)[0], []
+        elif get_origin(annotation) is dict:
+            annotation, metadata = get_args(annotation)[0 if part == "[key]" else 1], []
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            field = _named(annotation, part)
+            if field is None:
+                break
+            annotation, metadata = field.annotation, list(field.metadata)
+    return annotation, metadata
+
+
+def _model_at(location: Location) -> type[BaseModel]:
+    annotation, metadata = _field_at(location)
+    annotation, _ = _peel(annotation, metadata)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Distillation
+
+
+def _named(model: type[BaseModel], name: str) -> FieldInfo | None:
+    for key, field in model.model_fields.items():
+        if name in (field.alias, key):
+            return field
+    return None
+
+
+def _peel(annotation: Any, metadata: list[Any]) -> tuple[Any, list[Any]]:
+    """Take `Annotated` and `| None` off; collect the bounds that they carry."""
+    while True:
+        if get_origin(annotation) is Annotated:
+            annotation, *extra = get_args(annotation)
+            for item in extra:
+                metadata = [*metadata, *(item.metadata if isinstance(item, FieldInfo) else [item])]
+        elif get_origin(annotation) in (Union, types.UnionType):
+            (annotation,) = [part for part in get_args(annotation) if part is not type(None)]
+        else:
+            return annotation, metadata
+
+
+def _describe(annotation: Any, metadata: list[Any]) -> str:
+    annotation, metadata = _peel(annotation, metadata)
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " or ".join(str(choice) for choice in get_args(annotation))
+    if origin is list:
+        return f"a list, each item {_describe(get_args(annotation)[0], [])}"
+    if origin is dict:
+        return f"a mapping, its keys {_describe(get_args(annotation)[0], [])}"
+    if annotation in (int, float):
+        return ("a whole number" if annotation is int else "a number") + _bounds(metadata)
+    if annotation is bool:
+        return "true or false"
+    if annotation is str:
+        return "text" + _text_bounds(metadata)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        required = [field.alias or name for name, field in annotation.model_fields.items() if field.is_required()]
+        return "a section" + (f" with {', '.join(required)}" if required else "")
+    return "see limbeck schema"
+
+
+def _bounds(metadata: list[Any]) -> str:
+    words = []
+    for bound in metadata:
+        if isinstance(bound, Ge):
+            words.append(f"at least {bound.ge:,}")
+        elif isinstance(bound, Gt):
+            words.append(f"above {bound.gt:,}")
+        elif isinstance(bound, Le):
+            words.append(f"at most {bound.le:,}")
+        elif isinstance(bound, Lt):
+            words.append(f"below {bound.lt:,}")
+    return " " + " and ".join(words) if words else ""
+
+
+def _text_bounds(metadata: list[Any]) -> str:
+    words = []
+    for bound in metadata:
+        pattern = getattr(bound, "pattern", None)
+        if pattern and "[-a-z0-9]" in pattern:
+            return " of at most 63 small letters, digits and '-', beginning and ending with a letter or digit"
+        if pattern:
+            return ", a Kubernetes quantity such as 500m or 4Gi"
+        if isinstance(bound, MinLen) and bound.min_length:
+            words.append("not empty")
+        if isinstance(bound, MaxLen):
+            words.append(f"at most {bound.max_length:,} characters")
+    return ", " + ", ".join(words) if words else ""

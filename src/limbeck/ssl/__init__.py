@@ -1,0 +1,1 @@
+"""Self-supervised learning of the teacher: views, objectives, and encoders trained elsewhere."""

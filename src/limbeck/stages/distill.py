@@ -1,0 +1,169 @@
+"""Stage 6, distill: optimise the synthetic images, their targets and the inner learning rate by trajectory matching.
+
+Every iteration draws an expert and a start epoch s, trains a student from theta_s for N steps on the synthetic set,
+and follows the gradient of ||theta_N - theta_{s+M}||^2 / ||theta_s - theta_{s+M}||^2. The rate is exp(rho) with rho
+learned, so it stays positive.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from limbeck.checkpoint import Checkpoint, load_tensors, pack_optimizer, save_tensors, unpack_optimizer
+from limbeck.data.dataset import ImageDataset
+from limbeck.data.distilled import DistilledSet
+from limbeck.data.resident import ResidentImages
+from limbeck.errors import InputError, WorkError
+from limbeck.matching.experts import Experts
+from limbeck.matching.match import inner_batches, match, student_loss
+from limbeck.matching.unroll import InnerLoop
+from limbeck.nn.encoders import build_student, student_config
+from limbeck.nn.flat import FlatNetwork
+from limbeck.seeding import generator
+from limbeck.spec import Distill
+from limbeck.ssl.teachers import load_teacher
+from limbeck.stages.task import StageTask
+
+
+@dataclass(frozen=True)
+class _Start:
+    images: Tensor  # f32[m, 3, s, s], normalised
+    targets: Tensor  # f32[m, d]
+    rate: float
+
+
+def distill(task: StageTask) -> None:
+    """Write `synthetic.safetensors` and `history.parquet`.
+
+    The first holds images f32[m, 3, s, s] (normalised), targets f32[m, d], rate f32[], and initial_images; the second
+    the matching loss, the rate, the expert and the start epoch of every iteration.
+    """
+    spec, shop = task.spec, task.shop
+    settings, device = spec.distill, shop.device
+    experts = Experts.listed(task.inputs["trajectories"].path, task.locate)
+    start = _warm_start(task) if settings.warm_start else _real_start(task)
+    network = FlatNetwork(build_student(student_config(spec), start.targets.shape[1], spec.seed).to(device))
+    loss = student_loss(network)
+    inner = InnerLoop(settings.inner_optimizer.momentum, settings.inner_optimizer.weight_decay)
+
+    images = start.images.to(device).requires_grad_()
+    targets = start.targets.to(device).requires_grad_()
+    log_rate = torch.tensor(math.log(start.rate), device=device, requires_grad=True)
+    optimizer = _outer_optimizer(images, targets, log_rate, settings)
+    history = torch.zeros(settings.iterations, 4, dtype=torch.float64)  # loss, rate, expert, start
+    checkpoint, first = Checkpoint(task.out), 0
+    saved = checkpoint.load()
+    if saved is not None:
+        tensors, values = saved
+        first = values["iterations"]
+        with torch.no_grad():
+            for parameter, name in ((images, "images"), (targets, "targets"), (log_rate, "log_rate")):
+                parameter.copy_(tensors[name])
+        unpack_optimizer(optimizer, tensors, "optimizer")
+        history[:first] = tensors["history"]
+
+    def save(iterations: int) -> None:
+        state = {"images": images, "targets": targets, "log_rate": log_rate, "history": history[:iterations]}
+        checkpoint.save({**state, **pack_optimizer(optimizer, "optimizer")}, {"iterations": iterations})
+
+    with shop.progress.bar("distill", settings.iterations, "iterations", first) as bar:
+        for iteration in range(first, settings.iterations):
+            if checkpoint.due() or shop.stop.requested:
+                save(iteration)
+                shop.stop.check()
+            draws = generator(spec.seed, "distill", iteration)
+            expert = int(torch.randint(len(experts), (), generator=draws))
+            epoch = int(torch.randint(settings.max_start_epoch, (), generator=draws))
+            batches = inner_batches(len(images), settings.inner_batch, settings.inner_steps, draws, device)
+            rate = log_rate.detach().exp()
+            matched = match(
+                loss,
+                experts.theta(expert, epoch).to(device),
+                experts.theta(expert, epoch + settings.expert_gap).to(device),
+                images,
+                targets,
+                rate,
+                batches,
+                inner,
+            )
+            value = matched.loss.item()
+            if not (math.isfinite(value) and matched.gradient.rate.isfinite()):
+                raise WorkError(
+                    f"distill: the matching loss is {value:g} at iteration {iteration}, rate {rate.item():.3g}; "
+                    "lower spec.distill.pixelStep, rateStep or innerOptimizer.rate"
+                )
+            images.grad, targets.grad = matched.gradient.images, matched.gradient.targets
+            log_rate.grad = matched.gradient.rate * rate
+            optimizer.step()
+            history[iteration] = torch.tensor([value, rate.item(), expert, epoch], dtype=torch.float64)
+            bar.advance(note=f"matching loss {history[max(0, iteration - 49) : iteration + 1, 0].mean():.4f}")
+    save_tensors(
+        task.out / "synthetic.safetensors",
+        {"images": images, "targets": targets, "rate": log_rate.exp(), "initial_images": start.images},
+    )
+    _write_history(task.out / "history.parquet", history)
+
+
+def _real_start(task: StageTask) -> _Start:
+    """The selected real images, with their own targets."""
+    dataset = ImageDataset.open(task.inputs["dataset"].path)
+    indices = load_tensors(task.input_file("select", "selection.safetensors"))[0]["indices"]
+    targets = load_tensors(task.input_file("targets", "targets.safetensors"))[0]["targets"]
+    images = ResidentImages.normalized(dataset.images, dataset.mean, dataset.std, torch.device("cpu"))
+    return _Start(images[indices], targets[indices], task.spec.distill.inner_optimizer.rate)
+
+
+def _warm_start(task: StageTask) -> _Start:
+    """The images and the rate of an earlier distilled set, with this teacher's targets for them."""
+    where = task.spec.distill.warm_start or ""
+    earlier = DistilledSet.load(where)
+    dataset = ImageDataset.open(task.inputs["dataset"].path)
+    size = task.spec.distill.count(len(dataset))
+    found = (len(earlier), earlier.images.shape[-1])
+    if found != (size, task.spec.source.image_size):
+        raise InputError(
+            "spec.distill.warmStart",
+            f"{where} has {found[0]} images of {found[1]}x{found[1]} pixels",
+            f"{size} of {task.spec.source.image_size}x{task.spec.source.image_size}, as this spec distils",
+        )
+    pixels = earlier.pixels(earlier.images)
+    teacher = load_teacher(task.inputs["teacher"].path, task.shop.device)
+    tensors = load_tensors(task.input_file("targets", "targets.safetensors"))[0]
+    targets = (teacher.represent(pixels.to(task.shop.device)).cpu() - tensors["center"]) / tensors["scale"]
+    mean, std = (torch.from_numpy(v)[:, None, None] for v in (dataset.mean, dataset.std))
+    return _Start((pixels - mean) / std, targets, earlier.recipe.rate)
+
+
+def _outer_optimizer(images: Tensor, targets: Tensor, log_rate: Tensor, settings: Distill) -> torch.optim.SGD:
+    """SGD with momentum on all three.
+
+    A step d on the rate is a step d / rate on its logarithm, whose gradient is rate times the rate's: hence the square.
+    """
+    rate_step = settings.rate_step / settings.inner_optimizer.rate**2
+    return torch.optim.SGD(
+        [
+            {"params": [images], "lr": settings.pixel_step},
+            {"params": [targets], "lr": settings.target_step},
+            {"params": [log_rate], "lr": rate_step},
+        ],
+        momentum=settings.momentum,
+    )
+
+
+def _write_history(path: Path, history: Tensor) -> None:
+    loss, rate, expert, start = history.numpy().T
+    table = {
+        "iteration": pa.array(range(len(history)), pa.int64()),
+        "matchingLoss": loss,
+        "learningRate": rate,
+        "expert": expert.astype("int64"),
+        "startEpoch": start.astype("int64"),
+    }
+    pq.write_table(pa.table(table), path)

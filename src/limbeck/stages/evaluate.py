@@ -1,0 +1,196 @@
+"""Stage 7, evaluate: encoders pre-trained on the synthetic set and on its rivals, judged by linear probes.
+
+For every architecture, seed and method a fresh encoder is pre-trained and frozen, and probes are fitted on shares of
+the labels of every task. Each of these is a result of its own, `encoder/<key>/`, so a cut evaluation goes on where it
+was, and another distilled set is compared without training its rivals again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from limbeck.checkpoint import load_tensors
+from limbeck.data.dataset import ImageDataset
+from limbeck.data.resident import ResidentImages
+from limbeck.errors import WorkError
+from limbeck.matching.selection import random_subset
+from limbeck.nn.encoders import EncoderConfig, build_encoder, student_config
+from limbeck.nn.pretraining import Images, Recipe, pretrain_encoder
+from limbeck.nn.probe import accuracy, fit_probe, label_subset
+from limbeck.scores import FILE, Score, write_scores
+from limbeck.seeding import derive
+from limbeck.spec import Architecture, DistillationSpec
+from limbeck.stages.task import StageTask
+from limbeck.store import Identity, json_digest
+
+VERSION = 1
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class _Diet:
+    """What an encoder is pre-trained on: images, targets, and a description that stands in its key."""
+
+    images: Images
+    targets: Tensor
+    recipe: Recipe
+    description: dict[str, Any]
+
+
+def evaluate(task: StageTask) -> None:
+    """Write `accuracies.parquet`, one row a probe."""
+    spec, shop = task.spec, task.shop
+    settings = spec.evaluate
+    if not settings.tasks:
+        write_scores(task.out / FILE, [])
+        return
+    data = _Data(task)
+    methods = ["distilled", *settings.baselines]
+    scores = []
+    total = len(settings.architectures) * len(settings.seeds) * len(methods)
+    with shop.progress.bar("evaluate", total, "encoders") as bar:
+        for architecture in settings.architectures:
+            config = encoder_config(spec, architecture)
+            for seed in settings.seeds:
+                for method in methods:
+                    scores += _method_scores(task, data, config, method, seed)
+                    bar.advance(note=f"{architecture}, {method}, seed {seed}")
+    write_scores(task.out / FILE, scores)
+
+
+def encoder_config(spec: DistillationSpec, architecture: Architecture) -> EncoderConfig:
+    """The encoder of that architecture: the student's own settings where it is the student's, else the usual ones."""
+    if architecture == spec.student.architecture:
+        return student_config(spec)
+    if architecture == "convnet":
+        return EncoderConfig("convnet", spec.source.image_size, 128, "instance")
+    return EncoderConfig(architecture, spec.source.image_size, 64, "batch")
+
+
+class _Data:
+    """The datasets, targets and subsets that encoders are pre-trained on and probed with."""
+
+    def __init__(self, task: StageTask) -> None:
+        self._task = task
+        self._dataset = ImageDataset.open(task.inputs["dataset"].path)
+        self._targets = load_tensors(task.input_file("targets", "targets.safetensors"))[0]["targets"]
+        self._scores = load_tensors(task.input_file("select", "selection.safetensors"))[0]["scores"]
+        self._synthetic = load_tensors(task.input_file("distill", "synthetic.safetensors"))[0]
+        self._images = self._resident(self._dataset)
+
+    def _resident(self, dataset: ImageDataset) -> ResidentImages:
+        """Any dataset's images, normalised as the source is: that is what the encoders are trained to see."""
+        source = self._dataset
+        return ResidentImages.normalized(dataset.images, source.mean, source.std, self._task.shop.device)
+
+    def diet(self, method: str, seed: int) -> _Diet | None:
+        """What `method` pre-trains on; None for no pre-training."""
+        evaluate, spec = self._task.spec.evaluate, self._task.spec
+        rate = evaluate.baseline_rate or spec.trajectories.optimizer.rate
+        if method == "distilled":
+            rate = self._synthetic["rate"].item()
+        recipe = Recipe(rate, evaluate.epochs, evaluate.batch, evaluate.momentum, evaluate.weight_decay)
+        size, inputs = len(self._synthetic["images"]), self._task.inputs
+        makers: dict[str, Callable[[], _Diet | None]] = {
+            "none": lambda: None,
+            "distilled": lambda: _Diet(
+                self._synthetic["images"],
+                self._synthetic["targets"],
+                recipe,
+                {"distilled": inputs["distill"].digest},
+            ),
+            "full": lambda: _Diet(
+                self._images, self._targets, recipe, {"targets": inputs["targets"].digest, "subset": "all"}
+            ),
+            "random": lambda: self._subset(random_subset(len(self._dataset), size, derive(seed, "random")), recipe),
+            "highLoss": lambda: self._subset(self._scores.argsort(descending=True, stable=True)[:size], recipe),
+        }
+        return makers[method]()
+
+    def _subset(self, indices: Tensor, recipe: Recipe) -> _Diet:
+        description = {
+            "targets": self._task.inputs["targets"].digest,
+            "subset": json_digest(indices.tolist()),
+        }
+        return _Diet(self._images[indices], self._targets[indices], recipe, description)
+
+    def probe(self, encoder: nn.Module, config: EncoderConfig, method: str, seed: int) -> list[Score]:
+        """Probe a frozen encoder on every task with every share of the labels."""
+        settings = self._task.spec.evaluate
+        scores = []
+        for entry in settings.tasks:
+            train = ImageDataset.open(self._task.inputs[f"train:{entry.name}"].path)
+            test = ImageDataset.open(self._task.inputs[f"test:{entry.name}"].path)
+            assert train.labels is not None
+            assert test.labels is not None
+            train_features, test_features = self._features(encoder, train), self._features(encoder, test)
+            device = train_features.device
+            test_labels = torch.tensor(test.labels, device=device)
+            for fraction in settings.label_fractions:
+                draws = np.random.default_rng(derive(seed, "labels", entry.name, repr(fraction)))
+                chosen = label_subset(train.labels, fraction, draws)
+                weight, bias = fit_probe(
+                    train_features[torch.from_numpy(chosen).to(device)],
+                    torch.tensor(train.labels[chosen], device=device),
+                    len(train.classes),
+                    regularization=settings.probe.regularization,
+                    iterations=settings.probe.iterations,
+                )
+                value = accuracy(test_features, test_labels, weight, bias)
+                scores.append(Score(entry.name, config.architecture, method, fraction, len(chosen), seed, value))
+                self._task.shop.stop.check()
+        return scores
+
+    @torch.no_grad()
+    def _features(self, encoder: nn.Module, dataset: ImageDataset) -> Tensor:
+        images = self._resident(dataset)
+        parts = torch.arange(len(dataset)).split(_BATCH)
+        return torch.cat([encoder(images[part]).flatten(1) for part in parts])
+
+
+def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: str, seed: int) -> list[Score]:
+    """The scores of one encoder, trained and probed unless that was done before."""
+    settings, shop = task.spec.evaluate, task.shop
+    diet = data.diet(method, seed)
+    section = {
+        "encoder": config.wire(),
+        "seed": seed,
+        "diet": diet.description if diet else None,
+        "recipe": diet.recipe.wire() if diet else None,
+        "labelFractions": settings.label_fractions,
+        "probe": settings.probe.wire(),
+        "tasks": [entry.name for entry in settings.tasks],
+    }
+    digests = {name: result.digest for name, result in task.inputs.items() if ":" in name}
+    inputs = {"dataset": task.inputs["dataset"].digest, **digests}
+
+    def work(folder: Path) -> list[str]:
+        encoder: nn.Module = build_encoder(config, seed, "evaluate").to(shop.device).eval()
+        if diet is not None:
+            try:
+                encoder = pretrain_encoder(
+                    encoder,
+                    diet.images,
+                    diet.targets,
+                    diet.recipe,
+                    seed=seed,
+                    device=shop.device,
+                    stop=shop.stop,
+                )
+            except FloatingPointError as error:
+                raise WorkError(f"evaluate: {method}, seed {seed}: {error}") from None
+        rows = [score.__dict__ for score in data.probe(encoder, config, method, seed)]
+        (folder / "scores.json").write_text(json.dumps(rows, indent=2) + "\n")
+        return []
+
+    result, _ = shop.make(Identity("encoder", VERSION, section, inputs), work)
+    rows = json.loads((result.path / "scores.json").read_text())
+    return [Score(**{**row, "method": method}) for row in rows]

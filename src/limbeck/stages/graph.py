@@ -1,0 +1,96 @@
+"""How the stages connect: what each is made from, which settings shape it, and which function makes it.
+
+Nothing heavy is imported until a stage runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from limbeck.spec import DistillationSpec, StageName
+from limbeck.stages.task import StageTask
+
+Settings = Callable[[DistillationSpec, int], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: as the command line and the store know it; its function has the same name in a module of that name.
+        version: raised when the same inputs and settings would give another result.
+        inputs: the results that it is made from; "dataset" is what ingest makes of the source, "tasks" what it makes
+            of the evaluation's training and test sets.
+        settings: the part of the spec that shapes the result, given the spec and the number of source images.
+    """
+
+    name: StageName
+    version: int
+    inputs: tuple[str, ...]
+    settings: Settings
+
+    def run(self, task: StageTask) -> None:
+        """Do the work."""
+        function = getattr(import_module(f"limbeck.stages.{self.name}"), self.name)
+        function(task)
+
+
+INGEST_VERSION = 1
+
+
+def _teacher(spec: DistillationSpec, images: int) -> dict[str, Any]:
+    return {"teacher": spec.teacher.wire(), "seed": spec.seed, "imageSize": spec.source.image_size}
+
+
+def _targets(spec: DistillationSpec, images: int) -> dict[str, Any]:
+    return {"targets": spec.targets.wire()}
+
+
+def _trajectories(spec: DistillationSpec, images: int) -> dict[str, Any]:
+    settings = {**spec.trajectories.wire(), "epochs": spec.expert_epochs}
+    return {"trajectories": settings, "student": spec.student.wire(), "seed": spec.seed}
+
+
+def _select(spec: DistillationSpec, images: int) -> dict[str, Any]:
+    return {
+        "size": spec.distill.count(images),
+        "initialization": spec.distill.initialization,
+        "student": spec.student.wire(),
+        "seed": spec.seed,
+    }
+
+
+def _distill(spec: DistillationSpec, images: int) -> dict[str, Any]:
+    settings = spec.distill.wire()
+    for replaced in ("size", "fraction", "initialization"):  # the selection's digest stands for them
+        del settings[replaced]
+    return {"distill": settings, "student": spec.student.wire(), "seed": spec.seed}
+
+
+def _evaluate(spec: DistillationSpec, images: int) -> dict[str, Any]:
+    settings = spec.evaluate.wire()
+    settings["tasks"] = [task.name for task in spec.evaluate.tasks]  # their datasets' digests stand for the rest
+    settings["baselineRate"] = spec.evaluate.baseline_rate or spec.trajectories.optimizer.rate
+    return {"evaluate": settings, "student": spec.student.wire(), "seed": spec.seed}
+
+
+def _register(spec: DistillationSpec, images: int) -> dict[str, Any]:
+    settings = spec.wire()
+    for elsewhere in ("output", "tracking", "execution"):  # where and by whom it was made is not what it is
+        del settings[elsewhere]
+    return {"spec": settings}
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("teacher", 1, ("dataset",), _teacher),
+    Stage("targets", 1, ("dataset", "teacher"), _targets),
+    Stage("trajectories", 1, ("dataset", "targets"), _trajectories),
+    Stage("select", 1, ("dataset", "targets", "trajectories"), _select),
+    Stage("distill", 1, ("dataset", "teacher", "targets", "trajectories", "select"), _distill),
+    Stage("evaluate", 1, ("dataset", "targets", "select", "distill", "tasks"), _evaluate),
+    Stage("register", 1, ("dataset", "teacher", "targets", "trajectories", "distill", "evaluate"), _register),
+)

@@ -1,0 +1,43 @@
+"""Stage 8, register: the self-contained distilled set, which `limbeck.load` reads."""
+
+from __future__ import annotations
+
+import torch
+
+from limbeck.checkpoint import load_tensors
+from limbeck.data.dataset import ImageDataset
+from limbeck.data.distilled import DistilledSet
+from limbeck.nn.pretraining import Recipe
+from limbeck.scores import FILE, read_scores, recovered_gaps, summarize
+from limbeck.stages.task import StageTask
+
+
+def register(task: StageTask) -> None:
+    """Write the distilled set: tensors, recipe, normalisation, spec, lineage, evaluation, and a picture."""
+    spec = task.spec
+    dataset = ImageDataset.open(task.inputs["dataset"].path)
+    synthetic = load_tensors(task.input_file("distill", "synthetic.safetensors"))[0]
+    accuracies = summarize(read_scores(task.input_file("evaluate", FILE)))
+    settings = spec.evaluate
+    DistilledSet(
+        images=synthetic["images"],
+        targets=synthetic["targets"],
+        mean=torch.from_numpy(dataset.mean),
+        std=torch.from_numpy(dataset.std),
+        recipe=Recipe(
+            synthetic["rate"].item(),
+            settings.epochs,
+            settings.batch,
+            settings.momentum,
+            settings.weight_decay,
+        ),
+        spec=spec.wire(),
+        lineage={
+            "source": dataset.fingerprint,
+            **{name: result.digest for name, result in task.inputs.items()},
+        },
+        evaluation={
+            "accuracies": [entry.model_dump(mode="json", by_alias=True) for entry in accuracies],
+            "recoveredGaps": [gap.model_dump(mode="json", by_alias=True) for gap in recovered_gaps(accuracies)],
+        },
+    ).save(task.out)

@@ -1,0 +1,43 @@
+"""Stage 5, select: which real images the synthetic set starts from."""
+
+from __future__ import annotations
+
+import torch
+
+from limbeck.checkpoint import load_tensors, save_tensors
+from limbeck.data.dataset import ImageDataset
+from limbeck.data.resident import ResidentImages
+from limbeck.matching.experts import Experts
+from limbeck.matching.selection import k_center, loss_scores, random_subset
+from limbeck.nn.encoders import build_student, student_config
+from limbeck.nn.flat import FlatNetwork
+from limbeck.stages.task import StageTask
+
+
+def select(task: StageTask) -> None:
+    """Write `selection.safetensors`: `indices` i64[m] of the chosen images, `scores` f32[n], each image's loss.
+
+    The score is the paper's: the student's loss on the image, averaged over the experts after their first epoch.
+    The scores are there whatever the initialization is, for the high-loss baseline of evaluate.
+    """
+    spec, shop = task.spec, task.shop
+    dataset = ImageDataset.open(task.inputs["dataset"].path)
+    targets = load_tensors(task.input_file("targets", "targets.safetensors"))[0]["targets"]
+    experts = Experts.listed(task.inputs["trajectories"].path, task.locate)
+    images = ResidentImages.normalized(dataset.images, dataset.mean, dataset.std, shop.device)
+    network = FlatNetwork(build_student(student_config(spec), targets.shape[1], spec.seed).to(shop.device))
+    scores = torch.zeros(len(dataset))
+    with shop.progress.bar("select", len(experts), "experts") as bar:
+        for index in range(len(experts)):
+            theta = experts.theta(index, 1).to(shop.device)
+            scores += loss_scores(network, theta, images, targets.to(shop.device)).cpu() / len(experts)
+            bar.advance()
+            shop.stop.check()
+    size = spec.distill.count(len(dataset))
+    if spec.distill.initialization == "highLoss":
+        indices = scores.argsort(descending=True, stable=True)[:size]
+    elif spec.distill.initialization == "kCenter":
+        indices = k_center(targets, size, spec.seed)
+    else:
+        indices = random_subset(len(dataset), size, spec.seed)
+    save_tensors(task.out / "selection.safetensors", {"indices": indices, "scores": scores})

@@ -1,0 +1,108 @@
+"""What a stage is given, and how any result is made: found if it is there, else computed, measured, committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from limbeck.errors import WorkError
+from limbeck.interrupt import StopRequest
+from limbeck.measure import MemoryPeak
+from limbeck.progress import SILENT, Progress
+from limbeck.spec import DistillationSpec
+from limbeck.store import DamagedResultError, Identity, Made, Result, Store
+from limbeck.version import __version__
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where and on what the work is done."""
+
+    store: Store
+    device: torch.device
+    progress: Progress = SILENT
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def find(self, identity: Identity) -> Result | None:
+        """The finished result, or None; a damaged one is named and removed, so that it is made again."""
+        try:
+            return self.store.find(identity.stage, identity.key)
+        except DamagedResultError as damage:
+            self.progress.say(f"{identity.stage}: {damage}; it is made again")
+            self.store.discard(identity.stage, identity.key)
+            return None
+
+    def make(self, identity: Identity, work: Callable[[Path], list[str]]) -> tuple[Result, bool]:
+        """The result and whether it was found rather than made.
+
+        `work` fills the folder that it is given (in which a killed run's checkpoints may lie) and returns the other
+        results, as stage/key, that its files point to.
+        """
+        found = self.find(identity)
+        if found is not None:
+            return found, True
+        self.stop.check()
+        with self.store.scratch(identity.stage, identity.key) as scratch:
+            found = self.find(identity)  # another process may have finished it meanwhile
+            if found is not None:
+                return found, True
+            with MemoryPeak() as peak:
+                refers = work(scratch)
+            made = Made(
+                seconds=peak.seconds,
+                peak_memory_bytes=peak.resident_bytes,
+                peak_device_memory_bytes=peak.device_bytes,
+                device=device_name(self.device),
+                limbeck_version=__version__,
+                torch_version=torch.__version__,
+            )
+            return self.store.commit(identity, scratch, made, refers), False
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """One stage's work: settings, finished inputs, and the folder to fill."""
+
+    spec: DistillationSpec
+    shop: Workshop
+    inputs: Mapping[str, Result]
+    out: Path
+    refers: list[str] = field(default_factory=list)  # other results that this one's files point to, as stage/key
+
+    def input_file(self, name: str, file: str) -> Path:
+        """A file of one of the inputs."""
+        return self.inputs[name].path / file
+
+    def locate(self, stage: str, key: str) -> Path:
+        """The folder of a result that an input refers to.
+
+        Raises:
+            WorkError: it is gone or damaged, though the result that refers to it is there.
+        """
+        try:
+            result = self.shop.store.find(stage, key)
+        except DamagedResultError as damage:
+            raise WorkError(f"{damage}; remove {self.shop.store.location(stage, key)} and run again") from None
+        if result is None:
+            raise WorkError(f"{self.shop.store.location(stage, key)} is gone, though a result refers to it")
+        return result.path
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, for manifests and summaries."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, with kernels that give the same bits every time; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.device("cuda")

@@ -1,0 +1,341 @@
+"""The artifact store: results addressed by what they are made of, valid only once their manifest is there.
+
+A result lies under `<output>/<stage>/<key>/`. Its key is the digest of what made it (see `result_key`), its
+`manifest.json` names every file with size and sha256 and is written last: no manifest, no result. Work under way
+lies apart, under `<output>/work/<stage>/<key>/`, where a killed stage finds its checkpoints again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+
+from limbeck.errors import InputError, WorkError
+
+MANIFEST = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
+
+
+class FileEntry(_Record):
+    """One file of a result."""
+
+    path: str  # relative, with forward slashes
+    size: int
+    sha256: str
+
+
+class Manifest(_Record):
+    """What a result is made of and consists of."""
+
+    format: int = 1
+    stage: str
+    key: str
+    version: int
+    section: dict[str, Any]  # the settings that shaped it
+    inputs: dict[str, str]  # what it was made from: name -> digest
+    refers: list[str]  # other results that it points into, as stage/key
+    files: list[FileEntry]
+    digest: str  # over the files: equal digests are equal results
+    seconds: float
+    peak_memory_bytes: int
+    peak_device_memory_bytes: int
+    device: str
+    limbeck_version: str
+    torch_version: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is recorded of how a result was made, beside its key's ingredients."""
+
+    seconds: float
+    peak_memory_bytes: int
+    peak_device_memory_bytes: int
+    device: str
+    limbeck_version: str
+    torch_version: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a result's key is the digest of."""
+
+    stage: str
+    version: int
+    section: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """The content address: 32 hexadecimal digits, a folder name."""
+        return json_digest(
+            {
+                "stage": self.stage,
+                "version": self.version,
+                "section": dict(self.section),
+                "inputs": dict(self.inputs),
+            }
+        )[:32]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished, verified result with its files in a local folder."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        """Digest of the result's content."""
+        return self.manifest.digest
+
+
+class DamagedResultError(Exception):
+    """A result whose files are not what its manifest says."""
+
+
+class Store:
+    """Results under one URL. Local folders are used in place; other file systems through a local copy."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._fs, root = fsspec.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise InputError("spec.output.uri", f"{url}: {error}", "a path or an fsspec URL") from None
+        self.root: str = str(root).rstrip("/")
+        self.url = url
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._mirror = Path(self.root) if self._local else _mirror_folder(url)
+        self._verified: set[str] = set()
+
+    def location(self, stage: str, key: str) -> str:
+        """The URL (or path) of a result."""
+        path = f"{self.root}/{stage}/{key}"
+        return path if self._local else str(self._fs.unstrip_protocol(path))
+
+    def find(self, stage: str, key: str) -> Result | None:
+        """The finished result, verified against its manifest; None when there is none.
+
+        Raises:
+            DamagedResultError: a file is missing, cut short or altered.
+        """
+        manifest = self._manifest(stage, key)
+        if manifest is None:
+            return None
+        folder = self._mirror / stage / key
+        if not self._local:
+            self._download(manifest, folder)
+        if f"{stage}/{key}" not in self._verified:
+            _verify(manifest, folder)
+            self._verified.add(f"{stage}/{key}")
+        return Result(folder, manifest)
+
+    def discard(self, stage: str, key: str) -> None:
+        """Remove a result, manifest first, so that nobody trusts what is left half-way."""
+        self._verified.discard(f"{stage}/{key}")
+        folder = f"{self.root}/{stage}/{key}"
+        if self._fs.exists(f"{folder}/{MANIFEST}"):
+            self._fs.rm_file(f"{folder}/{MANIFEST}")
+        if self._fs.exists(folder):
+            self._fs.rm(folder, recursive=True)
+        if not self._local:
+            shutil.rmtree(self._mirror / stage / key, ignore_errors=True)
+
+    @contextmanager
+    def scratch(self, stage: str, key: str) -> Iterator[Path]:
+        """The folder in which a result is made; what an earlier, killed run left there is still there.
+
+        Raises:
+            WorkError: another process is making this result.
+        """
+        folder = self._mirror / "work" / stage / key
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f"{key}.lock")
+        with lock.open("w") as handle:
+            if not _take(handle, lock):
+                raise WorkError(
+                    f"{stage}/{key}: another limbeck is working on it in {self.url}; wait for it or stop it"
+                )
+            yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+
+    def commit(self, identity: Identity, scratch: Path, made: Made, refers: list[str]) -> Result:
+        """Turn the files in `scratch` into the result: files first, flushed to disk, the manifest last.
+
+        Files whose names begin with "checkpoint" are working state and are left behind.
+        """
+        stage, key = identity.stage, identity.key
+        names = sorted(
+            path.relative_to(scratch).as_posix()
+            for path in scratch.rglob("*")
+            if path.is_file() and not path.name.startswith("checkpoint")
+        )
+        files = [_entry(scratch, name) for name in names]
+        manifest = Manifest(
+            stage=stage,
+            key=key,
+            version=identity.version,
+            section=dict(identity.section),
+            inputs=dict(identity.inputs),
+            refers=refers,
+            files=files,
+            digest=json_digest([entry.model_dump() for entry in files]),
+            seconds=round(made.seconds, 3),
+            peak_memory_bytes=made.peak_memory_bytes,
+            peak_device_memory_bytes=made.peak_device_memory_bytes,
+            device=made.device,
+            limbeck_version=made.limbeck_version,
+            torch_version=made.torch_version,
+        )
+        folder = self._mirror / stage / key
+        if folder.exists():  # what a kill in mid-commit left: it has no manifest, or it would have been found
+            self.discard(stage, key)
+        for name in names:
+            _move_durably(scratch / name, folder / name)
+        text = manifest.model_dump_json(by_alias=True, indent=2) + "\n"
+        if not self._local:
+            for name in names:
+                self._fs.makedirs(f"{self.root}/{stage}/{key}/{name}".rpartition("/")[0], exist_ok=True)
+                self._fs.put_file(str(folder / name), f"{self.root}/{stage}/{key}/{name}")
+            self._fs.pipe_file(f"{self.root}/{stage}/{key}/{MANIFEST}", text.encode())
+        write_atomically(folder / MANIFEST, text.encode())
+        self._verified.add(f"{stage}/{key}")
+        return Result(folder, manifest)
+
+    def write_text(self, name: str, text: str) -> str:
+        """Write a file that is not part of a result (a run's summary, say); returns its URL or path."""
+        path = f"{self.root}/{name}"
+        if self._local:
+            write_atomically(Path(path), text.encode())
+            return path
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self._fs.pipe_file(path, text.encode())
+        return str(self._fs.unstrip_protocol(path))
+
+    def read_text(self, name: str) -> str | None:
+        """The content of such a file, or None when it is not there."""
+        try:
+            return bytes(self._fs.cat_file(f"{self.root}/{name}")).decode()
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """What lies directly in a folder of the store, sorted; nothing where there is no such folder."""
+        try:
+            return sorted(str(path).rpartition("/")[2] for path in self._fs.ls(f"{self.root}/{folder}", detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _manifest(self, stage: str, key: str) -> Manifest | None:
+        text = self.read_text(f"{stage}/{key}/{MANIFEST}")
+        if text is None:
+            return None
+        try:
+            manifest = Manifest.model_validate_json(text)
+        except ValidationError:
+            raise DamagedResultError(f"{self.location(stage, key)}/{MANIFEST} is not a manifest") from None
+        if (manifest.stage, manifest.key) != (stage, key):
+            raise DamagedResultError(f"{self.location(stage, key)}/{MANIFEST} belongs to another result")
+        return manifest
+
+    def _download(self, manifest: Manifest, folder: Path) -> None:
+        for entry in manifest.files:
+            target = folder / entry.path
+            if target.exists() and target.stat().st_size == entry.size:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(target.name + ".partial")
+            try:
+                self._fs.get_file(f"{self.root}/{manifest.stage}/{manifest.key}/{entry.path}", str(partial))
+            except FileNotFoundError:
+                raise DamagedResultError(f"{folder / entry.path} is missing") from None
+            partial.replace(target)
+
+
+def json_digest(value: Any) -> str:
+    """sha256, in hexadecimal, of a JSON value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256, in hexadecimal, of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a kill, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    Path(handle.name).chmod(0o644)
+    Path(handle.name).replace(path)
+    _flush_folder(path.parent)
+
+
+def _take(handle: IO[str], path: Path) -> bool:
+    """Lock an open lock file, unless another process has it, or had it and removed it since it was opened."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(handle.fileno()).st_ino == path.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _entry(folder: Path, name: str) -> FileEntry:
+    path = folder / name
+    return FileEntry(path=name, size=path.stat().st_size, sha256=file_digest(path))
+
+
+def _verify(manifest: Manifest, folder: Path) -> None:
+    for entry in manifest.files:
+        path = folder / entry.path
+        if not path.is_file():
+            raise DamagedResultError(f"{path} is missing")
+        if path.stat().st_size != entry.size:
+            raise DamagedResultError(f"{path} has {path.stat().st_size} bytes instead of {entry.size}")
+        if file_digest(path) != entry.sha256:
+            raise DamagedResultError(f"{path} is not what its manifest says (sha256 differs)")
+
+
+def _move_durably(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as handle:
+        os.fsync(handle.fileno())
+    source.replace(target)
+    _flush_folder(target.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _mirror_folder(url: str) -> Path:
+    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return caches / "limbeck" / hashlib.sha256(url.encode()).hexdigest()[:16]
