@@ -133,10 +133,13 @@ class _Data:
             assert test.labels is not None
             train_features, test_features = self._features(encoder, train), self._features(encoder, test)
             device = train_features.device
-            test_labels = torch.tensor(test.labels, device=device)
+            labelled = np.flatnonzero(train.labels >= 0)  # -1 is an image without a label
+            scored = np.flatnonzero(test.labels >= 0)
+            test_features = test_features[torch.from_numpy(scored).to(device)]
+            test_labels = torch.tensor(test.labels[scored], device=device)
             for fraction in settings.label_fractions:
                 draws = np.random.default_rng(derive(seed, "labels", entry.name, repr(fraction)))
-                chosen = label_subset(train.labels, fraction, draws)
+                chosen = labelled[label_subset(train.labels[labelled], fraction, draws)]
                 weight, bias = fit_probe(
                     train_features[torch.from_numpy(chosen).to(device)],
                     torch.tensor(train.labels[chosen], device=device),

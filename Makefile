@@ -1,0 +1,32 @@
+# `make demo` and `make test` need nothing but python3 (3.11 or later) with venv; all else they install into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test lint generate clean
+
+demo: $(INSTALLED)
+	$(BIN)/limbeck demo
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+generate: $(INSTALLED)
+	$(BIN)/python -m limbeck.reference docs
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf .venv demo-output
+
+$(INSTALLED): pyproject.toml constraints.txt src/limbeck/version.py
+	$(PYTHON) -c 'import sys; sys.exit("limbeck needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
