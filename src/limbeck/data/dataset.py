@@ -31,7 +31,6 @@ class ImageDataset:
         std: `float32[3]`, each channel's standard deviation in the same units, at least 1/255.
         fingerprint: the source's, when it was read.
         skipped: the images that could not be used, and why.
-        uri: the source.
     """
 
     images: np.memmap[Any, np.dtype[np.uint8]]
@@ -42,7 +41,6 @@ class ImageDataset:
     std: NDArray[np.float32]
     fingerprint: str
     skipped: dict[str, str]
-    uri: str
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,7 +68,6 @@ class ImageDataset:
                 std=np.array(description["std"], np.float32),
                 fingerprint=description["fingerprint"],
                 skipped=description["skipped"],
-                uri=description["uri"],
             )
         except FileNotFoundError as error:
             missing = Path(error.filename).name if error.filename else error

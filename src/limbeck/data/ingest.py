@@ -75,7 +75,6 @@ def write_dataset(
         _refuse(skipped, len(wanted), source.uri, on_bad_image)
         kept = [index for index in wanted if index not in bad]
         description = {
-            "uri": source.uri,
             "fingerprint": fingerprint,
             "count": len(kept),
             "imageSize": image_size,
