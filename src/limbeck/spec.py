@@ -197,6 +197,14 @@ class Distill(Section):
     max_start_epoch: int = Field(
         2, ge=1, le=1000, description="The start epoch is drawn from 0 up to, not including, this."
     )
+    optimizer: Literal["sgd", "adam"] = Field(
+        "sgd",
+        description="How the set is updated: the paper's SGD, or Adam, whose step sizes do not depend on the scale of "
+        "the gradients.",
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="Whether the step sizes stay, or fall to zero along a cosine over the iterations."
+    )
     pixel_step: float = Field(1000.0, ge=0.0, le=1e9, description="Step size for the pixels.")
     target_step: float = Field(1.0, ge=0.0, le=1e9, description="Step size for the targets.")
     rate_step: float = Field(
@@ -205,7 +213,7 @@ class Distill(Section):
         le=1e3,
         description="Step size for the inner learning rate, in units of the rate itself.",
     )
-    momentum: Momentum = Field(0.5, description="Momentum of these three.")
+    momentum: Momentum = Field(0.5, description="Momentum of these three; Adam's first beta.")
     inner_optimizer: InnerSgd = Field(default_factory=InnerSgd, description="The student's optimiser.")
     warm_start: Uri | None = Field(
         None, description="A distilled set to start from instead of real images; it has the same size."

@@ -57,6 +57,7 @@ def distill(task: StageTask) -> None:
     targets = start.targets.to(device).requires_grad_()
     log_rate = torch.tensor(math.log(start.rate), device=device, requires_grad=True)
     optimizer = _outer_optimizer(images, targets, log_rate, settings)
+    steps = [group["lr"] for group in optimizer.param_groups]
     history = torch.zeros(settings.iterations, 4, dtype=torch.float64)  # loss, rate, expert, start
     checkpoint, first = Checkpoint(task.out), 0
     saved = checkpoint.load()
@@ -99,6 +100,8 @@ def distill(task: StageTask) -> None:
                     f"distill: the matching loss is {value:g} at iteration {iteration}, rate {rate.item():.3g}; "
                     "lower spec.distill.pixelStep, rateStep or innerOptimizer.rate"
                 )
+            for group, step in zip(optimizer.param_groups, steps, strict=True):
+                group["lr"] = step * _decay(settings, iteration)
             images.grad, targets.grad = matched.gradient.images, matched.gradient.targets
             log_rate.grad = matched.gradient.rate * rate
             optimizer.step()
@@ -141,20 +144,31 @@ def _warm_start(task: StageTask) -> _Start:
     return _Start((pixels - mean) / std, targets, earlier.recipe.rate)
 
 
-def _outer_optimizer(images: Tensor, targets: Tensor, log_rate: Tensor, settings: Distill) -> torch.optim.SGD:
-    """SGD with momentum on all three.
+def _outer_optimizer(
+    images: Tensor, targets: Tensor, log_rate: Tensor, settings: Distill
+) -> torch.optim.SGD | torch.optim.Adam:
+    """The optimiser of all three.
 
-    A step d on the rate is a step d / rate on its logarithm, whose gradient is rate times the rate's: hence the square.
+    A step d on the rate is a step d / rate on its logarithm. With SGD the logarithm's gradient is also rate times the
+    rate's, hence the square.
     """
-    rate_step = settings.rate_step / settings.inner_optimizer.rate**2
-    return torch.optim.SGD(
-        [
-            {"params": [images], "lr": settings.pixel_step},
-            {"params": [targets], "lr": settings.target_step},
-            {"params": [log_rate], "lr": rate_step},
-        ],
-        momentum=settings.momentum,
-    )
+    rate = settings.inner_optimizer.rate
+    rate_step = settings.rate_step / (rate**2 if settings.optimizer == "sgd" else rate)
+    groups = [
+        {"params": [images], "lr": settings.pixel_step},
+        {"params": [targets], "lr": settings.target_step},
+        {"params": [log_rate], "lr": rate_step},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=settings.momentum)
+    return torch.optim.Adam(groups, betas=(settings.momentum, 0.99))
+
+
+def _decay(settings: Distill, iteration: int) -> float:
+    """The share of the step sizes that is left at an iteration."""
+    if settings.schedule == "constant":
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * iteration / settings.iterations))
 
 
 def _write_history(path: Path, history: Tensor) -> None:
