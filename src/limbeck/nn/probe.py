@@ -29,7 +29,7 @@ def fit_probe(
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=iterations,
-        tolerance_grad=1e-6,
+        tolerance_grad=1e-5,
         tolerance_change=1e-9,
         history_size=20,
         line_search_fn="strong_wolfe",

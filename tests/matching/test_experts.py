@@ -1,0 +1,94 @@
+"""One expert: plain SGD on the full data, snapshots of every epoch, and nothing that depends on its neighbours."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from limbeck.checkpoint import save_tensors
+from limbeck.interrupt import Stopped, StopRequest
+from limbeck.matching.experts import FILE, LIST, Experts, expert_steps, train_expert
+from limbeck.nn.encoders import EncoderConfig, build_student
+from limbeck.nn.flat import flatten, load_flat
+from limbeck.seeding import generator
+from limbeck.spec import Sgd
+
+IMAGES, TARGETS = torch.randn(20, 3, 8, 8), torch.randn(20, 4)
+
+
+def student(index=0):
+    return build_student(EncoderConfig("convnet", 8, 4, "instance", 1), 4, 0, "expert", index)
+
+
+def trained(index=0, **changed):
+    settings = {"epochs": 3, "batch": 8, "optimizer": Sgd(rate=0.05, momentum=0.9, weight_decay=1e-2), "seed": 0}
+    settings |= {"index": index, "stop": StopRequest(), "step_done": lambda: None} | changed
+    return train_expert(student(index), IMAGES, TARGETS, **settings)
+
+
+def test_an_expert_is_trained_as_torch_s_own_sgd_trains():
+    expert, module = trained(5), student(5)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)
+    torch.testing.assert_close(expert.theta[0], flatten(module))
+    for epoch in range(3):
+        order = torch.randperm(20, generator=generator(0, "expert", 5, "order", epoch))
+        losses = []
+        for batch in order[:16].view(2, 8):  # the last, shorter batch is left out
+            loss = torch.nn.functional.mse_loss(module(IMAGES[batch]), TARGETS[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        torch.testing.assert_close(expert.theta[epoch + 1], flatten(module), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(expert.losses[epoch], torch.stack(losses).mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_experts_are_repeatable_differ_from_each_other_and_leave_the_student_alone():
+    module = student()
+    before = flatten(module)
+    assert torch.equal(trained(0).theta, trained(0).theta)
+    assert torch.equal(flatten(module), before)
+    assert not torch.equal(trained(0).theta[0], trained(1).theta[0])
+    one, other = trained(0, index=0), trained(0, index=1)  # the same start, another order
+    assert torch.equal(one.theta[0], other.theta[0])
+    assert not torch.equal(one.theta[1], other.theta[1])
+
+
+def test_fewer_epochs_are_the_first_ones():
+    assert torch.equal(trained(epochs=1).theta, trained(epochs=3).theta[:2])
+
+
+def test_every_step_is_counted():
+    steps = []
+    trained(step_done=lambda: steps.append(1))
+    assert len(steps) == expert_steps(20, 8, 3) == 6
+    assert expert_steps(20, 1000, 3) == 3
+
+
+def test_an_expert_that_diverges_is_an_error():
+    with pytest.raises(FloatingPointError, match="expert 3 is not finite in epoch"):
+        trained(3, optimizer=Sgd.model_construct(rate=1e30, momentum=0.9, weight_decay=0.0))
+
+
+def test_an_expert_stops_when_it_is_asked_to():
+    stop = StopRequest()
+    stop.requested = True
+    with pytest.raises(Stopped):
+        trained(stop=stop)
+
+
+def test_snapshots_are_read_one_by_one_from_disk(tmp_path):
+    experts = [trained(index) for index in range(2)]
+    for index, expert in enumerate(experts):
+        save_tensors(tmp_path / "expert" / str(index) / FILE, {"theta": expert.theta, "losses": expert.losses})
+    (tmp_path / LIST).write_text(json.dumps({"experts": ["expert/0", "expert/1"]}))
+    read = Experts.listed(tmp_path, lambda stage, key: tmp_path / stage / key)
+    assert len(read) == 2
+    for index, expert in enumerate(experts):
+        for epoch in range(4):
+            assert torch.equal(read.theta(index, epoch), expert.theta[epoch])
+    module = student()
+    load_flat(module, read.theta(1, 3))
+    assert torch.isfinite(module(IMAGES)).all()

@@ -1,0 +1,76 @@
+"""Choosing real images: the hardest, the most spread out, or any."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limbeck.matching.selection import k_center, loss_scores, random_subset
+from limbeck.nn.encoders import EncoderConfig, build_student
+from limbeck.nn.flat import FlatNetwork, flatten
+
+
+def test_a_score_is_an_image_s_own_mean_squared_error():
+    student = build_student(EncoderConfig("convnet", 8, 4, "instance", 1), 3, 0)
+    images, targets = torch.randn(1100, 3, 8, 8), torch.randn(1100, 3)
+    scores = loss_scores(FlatNetwork(student), flatten(student), images, targets)
+    with torch.no_grad():
+        alone = [(student(images[i : i + 1])[0] - targets[i]).square().mean() for i in (0, 511, 512, 1099)]
+    torch.testing.assert_close(scores[[0, 511, 512, 1099]], torch.stack(alone))
+    assert scores.shape == (1100,)
+
+
+def naive_k_center(points, size, first):
+    """Each next point is the one whose nearest chosen point is farthest; the first of equals."""
+    chosen = [first]
+    while len(chosen) < size:
+        nearest = [
+            -1.0 if i in chosen else min(((p - points[c]).square().sum()).item() for c in chosen)
+            for i, p in enumerate(points)
+        ]
+        chosen.append(max(range(len(points)), key=lambda i: nearest[i]))
+    return chosen
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    places=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=14),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 9),
+)
+def test_k_center_is_the_greedy_choice_duplicates_included(places, share, seed):
+    points = torch.tensor(places, dtype=torch.float32)
+    size = max(1, round(share * len(points)))
+    chosen = k_center(points, size, seed).tolist()
+    assert len(set(chosen)) == size
+    assert chosen == naive_k_center(points, size, chosen[0])
+
+
+def test_k_center_reaches_within_twice_the_best_radius():
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    points = (centers[:, None] + 0.5 * torch.rand(4, 25, 2, generator=torch.Generator().manual_seed(0))).view(-1, 2)
+    for seed in range(5):
+        chosen = k_center(points, 4, seed)
+        assert sorted((chosen // 25).tolist()) == [0, 1, 2, 3]
+
+
+@given(count=st.integers(1, 60), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_a_random_subset_has_no_repeats_and_is_repeatable(count, share, seed):
+    size = round(share * count)
+    chosen = random_subset(count, size, seed)
+    assert len(chosen) == size == len(set(chosen.tolist()))
+    assert all(0 <= index < count for index in chosen.tolist())
+    assert torch.equal(chosen, random_subset(count, size, seed))
+
+
+def test_another_seed_chooses_another_subset_and_another_first_centre():
+    assert not torch.equal(random_subset(100, 10, 0), random_subset(100, 10, 1))
+    points = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    assert len({k_center(points, 1, seed).item() for seed in range(6)}) > 1
+
+
+@pytest.mark.parametrize("choose", [lambda: random_subset(9, 9, 0), lambda: k_center(torch.zeros(9, 2), 9, 0)])
+def test_all_can_be_chosen(choose):
+    assert sorted(choose().tolist()) == list(range(9))
