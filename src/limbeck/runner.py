@@ -128,16 +128,16 @@ class Run:
 
         result, reused = self._shop.make(identity, fill)
         self._results[name] = result
-        manifest = result.manifest
+        made = result.manifest.made
         self._stages.append(
             StageSummary(
                 name=label,
                 key=identity.key,
                 digest=result.digest,
                 reused=reused,
-                seconds=manifest.seconds,
-                peak_memory_bytes=manifest.peak_memory_bytes,
-                peak_device_memory_bytes=manifest.peak_device_memory_bytes,
+                seconds=made.seconds,
+                peak_memory_bytes=made.peak_memory_bytes,
+                peak_device_memory_bytes=made.peak_device_memory_bytes,
             )
         )
         self._shop.progress.say(_line(self._stages[-1]))

@@ -41,6 +41,17 @@ class FileEntry(_Record):
     sha256: str
 
 
+class Made(_Record):
+    """How a result was made: what its key does not depend on."""
+
+    seconds: float
+    peak_memory_bytes: int
+    peak_device_memory_bytes: int
+    device: str
+    limbeck_version: str
+    torch_version: str
+
+
 class Manifest(_Record):
     """What a result is made of and consists of."""
 
@@ -53,24 +64,7 @@ class Manifest(_Record):
     refers: list[str]  # other results that it points into, as stage/key
     files: list[FileEntry]
     digest: str  # over the files: equal digests are equal results
-    seconds: float
-    peak_memory_bytes: int
-    peak_device_memory_bytes: int
-    device: str
-    limbeck_version: str
-    torch_version: str
-
-
-@dataclass(frozen=True)
-class Made:
-    """What is recorded of how a result was made, beside its key's ingredients."""
-
-    seconds: float
-    peak_memory_bytes: int
-    peak_device_memory_bytes: int
-    device: str
-    limbeck_version: str
-    torch_version: str
+    made: Made
 
 
 @dataclass(frozen=True)
@@ -199,12 +193,7 @@ class Store:
             refers=refers,
             files=files,
             digest=json_digest([entry.model_dump() for entry in files]),
-            seconds=round(made.seconds, 3),
-            peak_memory_bytes=made.peak_memory_bytes,
-            peak_device_memory_bytes=made.peak_device_memory_bytes,
-            device=made.device,
-            limbeck_version=made.limbeck_version,
-            torch_version=made.torch_version,
+            made=made,
         )
         folder = self._mirror / stage / key
         if folder.exists():  # what a kill in mid-commit left: it has no manifest, or it would have been found

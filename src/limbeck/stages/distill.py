@@ -53,8 +53,8 @@ def distill(task: StageTask) -> None:
     loss = student_loss(network)
     inner = InnerLoop(settings.inner_optimizer.momentum, settings.inner_optimizer.weight_decay)
 
-    images = start.images.to(device).requires_grad_()
-    targets = start.targets.to(device).requires_grad_()
+    images = start.images.to(device, copy=True).requires_grad_()  # the start itself is kept for the report
+    targets = start.targets.to(device, copy=True).requires_grad_()
     log_rate = torch.tensor(math.log(start.rate), device=device, requires_grad=True)
     optimizer = _outer_optimizer(images, targets, log_rate, settings)
     steps = [group["lr"] for group in optimizer.param_groups]

@@ -52,7 +52,7 @@ class Workshop:
             with MemoryPeak() as peak:
                 refers = work(scratch)
             made = Made(
-                seconds=peak.seconds,
+                seconds=round(peak.seconds, 3),
                 peak_memory_bytes=peak.resident_bytes,
                 peak_device_memory_bytes=peak.device_bytes,
                 device=device_name(self.device),
