@@ -404,21 +404,52 @@ class DistillationSpec(Section):
             raise ValueError(
                 f"trajectories.epochs|{epochs}|at least {needed}: distill.maxStartEpoch - 1 + distill.expertGap"
             )
-        for section, network in (("student", self.student), ("teacher", self.teacher)):
-            if network.architecture != "convnet" or getattr(network, "algorithm", None) == "pretrained":
-                continue
-            depth = convnet_depth(self.source.image_size, network.depth)
-            if self.source.image_size % 2**depth:
-                raise ValueError(
-                    f"{section}.depth|{depth} blocks, each halving {self.source.image_size}x"
-                    f"{self.source.image_size} pixels|source.imageSize must be a multiple of {2**depth}"
-                )
         limit = self.source.limit
-        if limit is not None and self.distill.size is not None and self.distill.size > limit:
-            raise ValueError(f"distill.size|{self.distill.size}|at most source.limit, which is {limit}")
         if limit is not None and limit < 2:
             raise ValueError(f"source.limit|{limit}|at least 2 images")
+        if limit is not None and self.distill.size is not None and self.distill.size > limit:
+            raise ValueError(f"distill.size|{self.distill.size}|at most source.limit, which is {limit}")
+        self._networks_fit_the_images()
         return self
+
+    def _networks_fit_the_images(self) -> None:
+        size, student = self.source.image_size, self.student
+        networks: list[tuple[str, Architecture, int | None, Norm]] = [
+            ("student", student.architecture, student.depth, student.norm)
+        ]
+        if self.teacher.algorithm != "pretrained":
+            teacher = self.teacher
+            networks.append(("teacher", teacher.architecture, teacher.depth, teacher.norm))
+        for position, architecture in enumerate(self.evaluate.architectures):
+            if architecture == "convnet" != student.architecture:
+                networks.append((f"evaluate.architectures.{position}", "convnet", None, "instance"))
+        for section, architecture, chosen, norm in networks:
+            if architecture == "convnet":
+                depth = convnet_depth(size, chosen)
+                if size % 2**depth:
+                    raise ValueError(
+                        f"{section}.depth|{depth} blocks, each halving {size}x{size} pixels"
+                        f"|source.imageSize must be a multiple of {2**depth}"
+                    )
+            elif norm == "instance" and size <= 8:
+                raise ValueError(
+                    f"{section}.norm|instance at {size}x{size} pixels, of which a ResNet leaves one to normalise"
+                    "|batch or none, or a larger source.imageSize"
+                )
+        if student.norm == "batch":
+            smallest = {
+                "trajectories.batch": self.trajectories.batch,
+                "distill.innerBatch": self.distill.inner_batch,
+                "distill.size": self.distill.size or 2,
+            }
+            for field, images in smallest.items():
+                if images < 2:
+                    raise ValueError(f"{field}|{images}|at least 2, for a student with batch norm")
+
+    def content(self) -> dict[str, Any]:
+        """The settings that shape the distilled set, as in a file: not where it goes, or who makes it."""
+        elsewhere = ("output", "tracking", "execution")
+        return {name: value for name, value in self.wire().items() if name not in elsewhere}
 
     @property
     def expert_epochs(self) -> int:

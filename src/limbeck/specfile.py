@@ -169,7 +169,7 @@ def _explain(name: str, lines: Mapping[Location, int], document: Any, problem: d
         found, allowed = "no such key", f"allowed: {_allowed((*location[:-1], '[key]'))}"
     elif problem["type"] == "value_error":  # ours: "field|found|allowed", from a validator of the section
         field, found, allowed = str(problem["ctx"]["error"]).split("|", 2)
-        location = (*location, *field.split("."))
+        location = (*location, *(int(part) if part.isdigit() else part for part in field.split(".")))
         found, allowed = f"found {found}", f"allowed: {allowed}"
     elif problem["type"] == "missing":
         found, allowed = "missing", f"allowed: {_allowed(location)}"

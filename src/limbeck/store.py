@@ -118,7 +118,7 @@ class Store:
         self.url = url
         self._local = isinstance(self._fs, LocalFileSystem)
         self._mirror = Path(self.root) if self._local else _mirror_folder(url)
-        self._verified: set[str] = set()
+        self._verified: dict[tuple[str, str], str] = {}  # the digest of each result that was checked
 
     def location(self, stage: str, key: str) -> str:
         """The URL (or path) of a result."""
@@ -135,16 +135,16 @@ class Store:
         if manifest is None:
             return None
         folder = self._mirror / stage / key
-        if not self._local:
-            self._download(manifest, folder)
-        if f"{stage}/{key}" not in self._verified:
+        if self._verified.get((stage, key)) != manifest.digest:
+            if not self._local:
+                self._download(manifest, folder)
             _verify(manifest, folder)
-            self._verified.add(f"{stage}/{key}")
+            self._verified[stage, key] = manifest.digest
         return Result(folder, manifest)
 
     def discard(self, stage: str, key: str) -> None:
         """Remove a result, manifest first, so that nobody trusts what is left half-way."""
-        self._verified.discard(f"{stage}/{key}")
+        self._verified.pop((stage, key), None)
         folder = f"{self.root}/{stage}/{key}"
         if self._fs.exists(f"{folder}/{MANIFEST}"):
             self._fs.rm_file(f"{folder}/{MANIFEST}")
@@ -175,13 +175,13 @@ class Store:
     def commit(self, identity: Identity, scratch: Path, made: Made, refers: list[str]) -> Result:
         """Turn the files in `scratch` into the result: files first, flushed to disk, the manifest last.
 
-        Files whose names begin with "checkpoint" are working state and are left behind.
+        Files whose names begin with "checkpoint" or "." are working state and are left behind.
         """
         stage, key = identity.stage, identity.key
         names = sorted(
             path.relative_to(scratch).as_posix()
             for path in scratch.rglob("*")
-            if path.is_file() and not path.name.startswith("checkpoint")
+            if path.is_file() and not path.name.startswith(("checkpoint", "."))
         )
         files = [_entry(scratch, name) for name in names]
         manifest = Manifest(
@@ -207,7 +207,6 @@ class Store:
                 self._fs.put_file(str(folder / name), f"{self.root}/{stage}/{key}/{name}")
             self._fs.pipe_file(f"{self.root}/{stage}/{key}/{MANIFEST}", text.encode())
         write_atomically(folder / MANIFEST, text.encode())
-        self._verified.add(f"{stage}/{key}")
         return Result(folder, manifest)
 
     def write_text(self, name: str, text: str) -> str:
@@ -235,11 +234,10 @@ class Store:
             return []
 
     def _manifest(self, stage: str, key: str) -> Manifest | None:
-        text = self.read_text(f"{stage}/{key}/{MANIFEST}")
-        if text is None:
-            return None
         try:
-            manifest = Manifest.model_validate_json(text)
+            manifest = Manifest.model_validate_json(self._fs.cat_file(f"{self.root}/{stage}/{key}/{MANIFEST}"))
+        except FileNotFoundError:
+            return None
         except ValidationError:
             raise DamagedResultError(f"{self.location(stage, key)}/{MANIFEST} is not a manifest") from None
         if (manifest.stage, manifest.key) != (stage, key):
@@ -249,7 +247,7 @@ class Store:
     def _download(self, manifest: Manifest, folder: Path) -> None:
         for entry in manifest.files:
             target = folder / entry.path
-            if target.exists() and target.stat().st_size == entry.size:
+            if target.exists() and target.stat().st_size == entry.size and file_digest(target) == entry.sha256:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(target.name + ".partial")

@@ -79,10 +79,7 @@ def _evaluate(spec: DistillationSpec, images: int) -> dict[str, Any]:
 
 
 def _register(spec: DistillationSpec, images: int) -> dict[str, Any]:
-    settings = spec.wire()
-    for elsewhere in ("output", "tracking", "execution"):  # where and by whom it was made is not what it is
-        del settings[elsewhere]
-    return {"spec": settings}
+    return {"spec": spec.content()}
 
 
 STAGES: tuple[Stage, ...] = (
