@@ -158,10 +158,11 @@ def _workshop(specfile: SpecFile, again: str) -> Iterator[Workshop]:
     """Everything that work on this machine needs; a stop inside the block is said with the way to go on."""
     from limbeck.interrupt import Stopped, stop_on_signals
     from limbeck.progress import TerminalProgress
-    from limbeck.stages.task import Workshop, pick_device
+    from limbeck.stages.task import Workshop, make_deterministic, pick_device
     from limbeck.store import Store
 
     with specfile.located(), stop_on_signals() as stop:
+        make_deterministic()
         store = Store(specfile.distillation.spec.output.uri)
         try:
             yield Workshop(store, pick_device(), TerminalProgress(), stop)
@@ -184,6 +185,7 @@ def _without_effect(spec: DistillationSpec) -> list[str]:
         "spec.tracking.uri": spec.tracking.uri is not None,
         "spec.registry.name": spec.registry.name is not None,
         "spec.execution.ray": spec.execution.ray != type(spec.execution.ray)(),
+        "spec.execution.backend": spec.execution.backend != "local",
         "spec.execution.suspend": spec.execution.suspend,
     }
     return [name for name, given in settings.items() if given]

@@ -1,13 +1,21 @@
-"""Checks of a spec against its data, before any work: counts, classes, labels. They list, they do not decode."""
+"""Checks of a spec against its data: before any work, from listings alone, and again when all images were read."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
+import fsspec
+
+from limbeck.data.dataset import ImageDataset
+from limbeck.data.distilled import DistilledSet
 from limbeck.data.sources import Source, open_source
 from limbeck.errors import InputError
-from limbeck.spec import DistillationSpec, OnBadImage
+from limbeck.spec import DistillationSpec, OnBadImage, SourceFormat, StageName
+from limbeck.ssl.teachers import TIMM
+from limbeck.store import json_digest
 
 
 @dataclass(frozen=True)
@@ -15,62 +23,174 @@ class NamedSource:
     """A source that a spec names, and what is taken of it."""
 
     label: str  # as in progress lines
+    field: str  # where the spec names it
     source: Source
     limit: int | None
     on_bad_image: OnBadImage
 
-    @property
-    def count(self) -> int:
-        """How many images will be taken, unless some are bad and skipped."""
-        count = self.source.listing().count
-        return count if self.limit is None else min(count, self.limit)
+
+@dataclass(frozen=True)
+class Facts:
+    """What the checks need to know of a dataset."""
+
+    images: int
+    labelled: int | None  # how many have a label; None when it has no labels at all
+    classes: tuple[str, ...]
 
 
 def open_sources(spec: DistillationSpec) -> dict[str, NamedSource]:
-    """All sources of a spec: "dataset" is the one to distil, "train:TASK" and "test:TASK" are the evaluation's."""
-    own, bad = spec.source, spec.source.on_bad_image
-    sources = {"dataset": NamedSource("source", open_source(own.uri, own.format), own.limit, bad)}
-    for task in spec.evaluate.tasks:
+    """All sources of a spec: "dataset" is the one to distil, "train:TASK" and "test:TASK" are the evaluation's.
+
+    Raises:
+        InputError: one of them is not there, or is not what it should be; names the field.
+    """
+    bad = spec.source.on_bad_image
+
+    def named(label: str, field: str, uri: str, format: SourceFormat, limit: int | None) -> NamedSource:  # noqa: A002
+        try:
+            source = open_source(uri, format)
+            source.listing()
+        except InputError as error:
+            raise InputError(f"{field}.uri", f"{error.where}: {error.found}", error.allowed) from None
+        return NamedSource(label, field, source, limit, bad)
+
+    own = spec.source
+    sources = {"dataset": named("source", "spec.source", own.uri, own.format, own.limit)}
+    for index, task in enumerate(spec.evaluate.tasks):
         for part, data in (("train", task.train), ("test", task.test)):
-            source = open_source(data.uri, data.format)
-            sources[f"{part}:{task.name}"] = NamedSource(f"{task.name}/{part}", source, data.limit, bad)
+            field = f"spec.evaluate.tasks[{index}].{part}"
+            sources[f"{part}:{task.name}"] = named(f"{task.name}/{part}", field, data.uri, data.format, data.limit)
     return sources
 
 
 def check_against_data(spec: DistillationSpec, sources: Mapping[str, NamedSource]) -> None:
-    """Check the cross-field rules that only the data can answer; `sources` are those of `open_sources`.
+    """Check, from listings alone, the rules that only the data can answer; `sources` are those of `open_sources`.
 
     Raises:
-        InputError: a size larger than the source, labels that are missing or do not agree, or label fractions that
-            give fewer labels than classes.
+        InputError: as `check_facts`; or what the spec names outside its sources (a teacher to import, a set to start
+            from, a package) is not there or does not fit.
     """
-    images = sources["dataset"].count
+    check_facts(spec, {name: _listed(entry) for name, entry in sources.items()})
+    for stage in ("teacher", "distill"):
+        outside_digests(stage, spec)
+    _check_packages(spec)
+
+
+def check_datasets(spec: DistillationSpec, datasets: Mapping[str, ImageDataset]) -> None:
+    """The same rules for what was read: bad images may have been skipped.
+
+    Raises:
+        InputError: as `check_facts`.
+    """
+    check_facts(
+        spec,
+        {
+            name: Facts(
+                len(dataset), None if dataset.labels is None else int((dataset.labels >= 0).sum()), dataset.classes
+            )
+            for name, dataset in datasets.items()
+        },
+    )
+
+
+def check_facts(spec: DistillationSpec, facts: Mapping[str, Facts]) -> None:
+    """The rules themselves.
+
+    Raises:
+        InputError: a size larger than the source, labels that are missing or do not agree, label fractions that give
+            fewer labels than classes, batches of one image where batch norm needs two, or a set to start from that
+            has another size.
+    """
+    images = facts["dataset"].images
     if images < 2:
-        raise InputError("spec.source", f"{spec.source.uri} holds {images} image", "at least 2")
+        raise InputError("spec.source.uri", f"{spec.source.uri} gives {images} image", "at least 2")
     size = spec.distill.count(images)
     if size > images:
         raise InputError("spec.distill.size", str(size), f"at most the source's {images} images")
+    if spec.distill.warm_start is not None:
+        _check_warm_start(spec, DistilledSet.load(spec.distill.warm_start), size)
+    student_norm = spec.student.norm == "batch"
+    if student_norm and size < 2:
+        raise InputError("spec.distill.size", f"{size} image", "at least 2, for a student with batch norm")
+    batch_norm = student_norm or any(
+        name not in ("convnet", spec.student.architecture) for name in spec.evaluate.architectures
+    )
+    if batch_norm and spec.evaluate.tasks and min(size, spec.evaluate.batch) < 2:
+        raise InputError("spec.evaluate.batch", "1 image a step", "at least 2, for an encoder with batch norm")
     for index, task in enumerate(spec.evaluate.tasks):
-        where = f"spec.evaluate.tasks[{index}]"
-        train, test = sources[f"train:{task.name}"], sources[f"test:{task.name}"]
-        for part, entry in (("train", train), ("test", test)):
-            if entry.source.listing().labels is None:
-                raise InputError(
-                    f"{where}.{part}", f"{entry.source.uri} has no labels", "class folders or a label column"
-                )
-        names, others = train.source.listing().classes, test.source.listing().classes
-        if names != others:
-            only = sorted(set(names) ^ set(others))
+        _check_task(spec, f"spec.evaluate.tasks[{index}]", task.name, facts)
+
+
+def _check_task(spec: DistillationSpec, where: str, task: str, facts: Mapping[str, Facts]) -> None:
+    train, test = facts[f"train:{task}"], facts[f"test:{task}"]
+    for part, entry in (("train", train), ("test", test)):
+        if not entry.labelled:
+            raise InputError(f"{where}.{part}", f"task {task} has no labels here", "class folders or a label column")
+    if train.classes != test.classes:
+        only = sorted(set(train.classes) ^ set(test.classes))
+        raise InputError(f"{where}.test", f"class {only[0]!r} is in train or test alone", "the same classes in both")
+    classes = len(train.classes)
+    if classes < 2:
+        raise InputError(f"{where}.train", f"{classes} class", "at least 2 classes")
+    assert train.labelled is not None
+    for position, fraction in enumerate(spec.evaluate.label_fractions):
+        labels = round(fraction * train.labelled)
+        if labels < classes:
             raise InputError(
-                f"{where}.test", f"class {only[0]!r} is in train or test alone", "the same classes in both"
+                f"spec.evaluate.labelFractions[{position}]",
+                f"{fraction:g} of task {task}'s {train.labelled} labels is {labels}",
+                f"at least one a class: {classes / train.labelled:.3g} or more for {classes} classes",
             )
-        if len(names) < 2:
-            raise InputError(f"{where}.train", f"{len(names)} class", "at least 2 classes")
-        for position, fraction in enumerate(spec.evaluate.label_fractions):
-            labels = round(fraction * train.count)
-            if labels < len(names):
-                raise InputError(
-                    f"spec.evaluate.labelFractions[{position}]",
-                    f"{fraction:g} of task {task.name}'s {train.count} labels is {labels}",
-                    f"at least one a class: {len(names) / train.count:.3g} or more for {len(names)} classes",
-                )
+
+
+def _check_warm_start(spec: DistillationSpec, earlier: DistilledSet, size: int) -> None:
+    side = spec.source.image_size
+    if earlier.images.shape != (size, 3, side, side):
+        found, pixels = len(earlier), earlier.images.shape[-1]
+        raise InputError(
+            "spec.distill.warmStart",
+            f"{spec.distill.warm_start} has {found} images of {pixels}x{pixels} pixels",
+            f"{size} of {side}x{side}, as this spec distils",
+        )
+
+
+def outside_digests(stage: StageName, spec: DistillationSpec) -> dict[str, str]:
+    """Digests of what a stage reads from outside the store: an imported teacher, a set to start from.
+
+    Raises:
+        InputError: it is not there.
+    """
+    outside = {"teacher": ("checkpoint", spec.teacher.checkpoint), "distill": ("warmStart", spec.distill.warm_start)}
+    name, uri = outside.get(stage, ("", None))
+    if uri is None or uri.startswith(TIMM):  # a timm model is named by the spec itself
+        return {}
+    where = f"spec.{stage}.{name}"
+    try:
+        filesystem, path = fsspec.url_to_fs(uri)
+        if stage == "teacher" and filesystem.isdir(path):
+            raise InputError(where, f"{uri} is a folder", "a .safetensors, .pt or TorchScript file, or timm:NAME")
+        files = sorted(filesystem.find(path))
+        digests = [[file.removeprefix(path), hashlib.sha256(filesystem.cat_file(file)).hexdigest()] for file in files]
+    except (ImportError, ValueError, OSError) as error:
+        raise InputError(where, f"{uri}: {error}", "a path or an fsspec URL") from None
+    if not files:
+        raise InputError(where, f"{uri} does not exist", "a path or an fsspec URL")
+    return {name: json_digest(digests)}
+
+
+def _check_packages(spec: DistillationSpec) -> None:
+    checkpoint = spec.teacher.checkpoint
+    field, needed = "checkpoint", ["timm"] if checkpoint is not None and checkpoint.startswith(TIMM) else []
+    if spec.teacher.algorithm != "pretrained":
+        field, needed = "algorithm", ["lightly", "kornia"]
+    absent = [package for package in needed if find_spec(package) is None]
+    if absent:
+        value = getattr(spec.teacher, field)
+        raise InputError(f"spec.teacher.{field}", f"{value} needs {' and '.join(absent)}", "pip install 'limbeck[ssl]'")
+
+
+def _listed(entry: NamedSource) -> Facts:
+    listing = entry.source.listing()
+    most = listing.count if entry.limit is None else min(listing.count, entry.limit)
+    labelled = None if listing.labels is None else min(most, int((listing.labels >= 0).sum()))
+    return Facts(most, labelled, listing.classes)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.errors import InputError
-from limbeck.preflight import NamedSource, check_against_data, open_sources
+from limbeck.preflight import (
+    NamedSource,
+    check_against_data,
+    check_datasets,
+    open_sources,
+    outside_digests,
+)
 from limbeck.runs import REPORT, read_history, write_report, write_summary
 from limbeck.scores import FILE, read_scores, recovered_gaps, summarize
 from limbeck.spec import Distillation, DistillationSpec, StageName
 from limbeck.stages.graph import INGEST_VERSION, STAGES, Stage
 from limbeck.stages.ingest import ingest
 from limbeck.stages.task import StageTask, Workshop, device_name
-from limbeck.store import Identity, Result, json_digest
+from limbeck.store import Identity, Result
 from limbeck.summary import DistilledSummary, SourceSummary, StageSummary, Summary
 from limbeck.version import __version__
 
@@ -48,6 +51,7 @@ class Run:
         check_against_data(self._spec, sources)
         for name, entry in sources.items():
             self._ingest(name, entry)
+        self._check_ingested()
         for stage in STAGES:
             self._stage(stage)
         return self._finish(time.monotonic() - started)
@@ -62,6 +66,7 @@ class Run:
         check_against_data(self._spec, sources)
         for label, entry in sources.items():
             self._ingest(label, entry, only_find=name != "ingest")
+        self._check_ingested()
         if name == "ingest":
             return self._results["dataset"]
         for stage in STAGES:
@@ -69,6 +74,11 @@ class Run:
             if stage.name == name:
                 break
         return self._results[name]
+
+    def _check_ingested(self) -> None:
+        """Check the rules again: images that were skipped are no longer there."""
+        datasets = {name: ImageDataset.open(result.path) for name, result in self._results.items()}
+        check_datasets(self._spec, datasets)
 
     def _ingest(self, name: str, entry: NamedSource, only_find: bool = False) -> None:
         section: dict[str, Any] = {
@@ -97,7 +107,7 @@ class Run:
                 inputs[name] = self._results[name]
         images = len(ImageDataset.open(self._results["dataset"].path))
         digests = {name: result.digest for name, result in inputs.items()}
-        digests |= foreign_digests(stage.name, self._spec)
+        digests |= outside_digests(stage.name, self._spec)
         identity = Identity(stage.name, stage.version, stage.settings(self._spec, images), digests)
         self._make(stage.name, stage.name, identity, stage.run, inputs, only_find)
 
@@ -181,26 +191,6 @@ class Run:
         write_summary(store, summary)
         write_report(store, summary)
         return summary
-
-
-def foreign_digests(stage: StageName, spec: DistillationSpec) -> dict[str, str]:
-    """Digests of what a stage reads from outside the store: an imported teacher, a set to start from."""
-    outside = {
-        "teacher": ("checkpoint", spec.teacher.checkpoint),
-        "distill": ("warmStart", spec.distill.warm_start),
-    }
-    name, uri = outside.get(stage, ("", None))
-    if uri is None or uri.startswith("timm:"):  # a timm model is named by the spec itself
-        return {}
-    try:
-        filesystem, path = fsspec.url_to_fs(uri)
-        files = sorted(filesystem.find(path))
-        contents = [[file.removeprefix(path), hashlib.sha256(filesystem.cat_file(file)).hexdigest()] for file in files]
-    except (ImportError, ValueError, OSError) as error:
-        raise InputError(f"spec.{stage}.{name}", f"{uri}: {error}", "a path or an fsspec URL") from None
-    if not files:
-        raise InputError(f"spec.{stage}.{name}", f"{uri} does not exist", "a path or an fsspec URL")
-    return {name: json_digest(contents)}
 
 
 def _line(stage: StageSummary) -> str:

@@ -14,7 +14,7 @@ from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.errors import InputError, WorkError
 from limbeck.report import ReportData, render_report
-from limbeck.store import Store
+from limbeck.store import DamagedResultError, Store
 from limbeck.summary import Summary
 
 REPORT, SUMMARY = "report.html", "summary.json"
@@ -58,7 +58,10 @@ def write_report(store: Store, summary: Summary) -> None:
     stages = {stage.name: stage for stage in summary.stages}
 
     def folder(label: str, stage: str) -> Path:
-        result = store.find(stage, stages[label].key)
+        try:
+            result = store.find(stage, stages[label].key)
+        except DamagedResultError as damage:
+            raise WorkError(f"{damage}; run the spec again") from None
         if result is None:
             raise WorkError(f"{store.location(stage, stages[label].key)} is gone; run the spec again")
         return result.path

@@ -26,6 +26,7 @@ def generator(seed: int, *path: str | int) -> torch.Generator:
 @contextmanager
 def seeded(seed: int, *path: str | int) -> Iterator[None]:
     """Seed torch's global generator inside the block, for libraries that know no other; restored after."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(seed, *path))
         yield

@@ -230,7 +230,7 @@ class Distill(Section):
         if self.size is not None:
             return self.size
         fraction = 0.02 if self.fraction is None else self.fraction
-        return max(1, math.floor(fraction * images))
+        return max(1, math.floor(fraction * images + 1e-9))  # 0.29 * 100 is 28.999...
 
     @property
     def reachable_epochs(self) -> int:

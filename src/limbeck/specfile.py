@@ -128,6 +128,9 @@ def _index(name: str, node: yaml.Node, at: Location, lines: dict[Location, int])
         for key, value in node.value:
             line = key.start_mark.line + 1
             text = str(key.value)
+            if key.tag != "tag:yaml.org,2002:str":
+                where = f"{_dotted(at)}: " if at else ""
+                raise SpecError([f"{name}:{line}: {where}the key {text!r} is not text; put it in quotes"])
             if text in seen:
                 raise SpecError([f"{name}:{line}: {_dotted((*at, text))} stands twice, first on line {seen[text]}"])
             seen[text] = lines[(*at, text)] = line
@@ -144,7 +147,7 @@ def _override(document: dict[str, Any], lines: dict[Location, int], override: st
         raise SpecError([f"--set {override}: not of the form field.path=value, such as source.limit=1000"])
     try:
         value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise SpecError([f"--set {override}: {text!r} is not a YAML value"]) from None
     place: Any = document
     for depth, name in enumerate(["spec", *names[:-1]]):

@@ -196,7 +196,12 @@ class Store:
             made=made,
         )
         folder = self._mirror / stage / key
-        if folder.exists():  # what a kill in mid-commit left: it has no manifest, or it would have been found
+        if not self._local:
+            shutil.rmtree(folder, ignore_errors=True)
+            theirs = self.find(stage, key)
+            if theirs is not None:  # another machine was faster; its result is as good
+                return theirs
+        elif folder.exists():  # what a kill in mid-commit left: it has no manifest, or it would have been found
             self.discard(stage, key)
         for name in names:
             _move_durably(scratch / name, folder / name)

@@ -22,7 +22,7 @@ class StageSummary(_Record):
     key: str  # the content address: <output>/<name>/<key>/
     digest: str  # sha256 over the result's files
     reused: bool  # found done, not computed in this run
-    seconds: float  # time that computing it took, in whichever run that was
+    seconds: float  # time that computing it took, in the run that finished it
     peak_memory_bytes: int  # peak resident memory of the process while it was computed
     peak_device_memory_bytes: int  # peak accelerator memory, 0 without one
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import safetensors.torch
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from limbeck.checkpoint import load_tensors, save_tensors
+from limbeck.checkpoint import save_tensors
 from limbeck.errors import InputError
 from limbeck.nn.pretraining import Recipe
-from limbeck.store import file_digest
+from limbeck.store import file_digest, json_digest
 
 TENSORS, RECORD, PREVIEW = "distilled.safetensors", "distilled.json", "preview.png"
 
@@ -73,25 +76,30 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             "lineage": self.lineage,
             "evaluation": self.evaluation,
         }
+        record["digest"] = json_digest(record)
         (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         image_grid(self.viewable(self.images)).save(folder / PREVIEW)
 
     @classmethod
     def load(cls, folder: str | Path) -> DistilledSet:
-        """Read a set from a folder; every byte of its tensors is checked.
+        """Read a set from a folder or fsspec URL; its record and its tensors are checked to the last byte.
 
         Raises:
             InputError: there is no distilled set, or it is damaged.
         """
-        path = Path(folder)
+        where, whole = str(folder), "a whole copy of the set"
         try:
-            record = json.loads((path / RECORD).read_text())
-            if file_digest(path / TENSORS) != record["sha256"]:
-                raise InputError(str(folder), f"{TENSORS} is damaged (sha256 differs)", "a whole copy of the set")
-            tensors, _ = load_tensors(path / TENSORS)
+            filesystem, path = fsspec.url_to_fs(where)
+            record = json.loads(filesystem.cat_file(f"{path}/{RECORD}"))
+            data = filesystem.cat_file(f"{path}/{TENSORS}")
+            if record.pop("digest") != json_digest(record):
+                raise InputError(where, f"{RECORD} was altered (its digest differs)", whole)
+            if hashlib.sha256(data).hexdigest() != record["sha256"]:
+                raise InputError(where, f"{TENSORS} is damaged (sha256 differs)", whole)
+            tensors = safetensors.torch.load(data)
             return cls(
-                images=tensors["images"],
-                targets=tensors["targets"],
+                images=tensors["images"].clone(),
+                targets=tensors["targets"].clone(),
                 mean=torch.tensor(record["mean"]),
                 std=torch.tensor(record["std"]),
                 recipe=Recipe(**record["recipe"]),
@@ -99,14 +107,12 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
                 lineage=record["lineage"],
                 evaluation=record["evaluation"],
             )
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(
-                str(folder), "no distilled set is there", f"a folder with {RECORD} and {TENSORS}"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SafetensorError) as error:
-            raise InputError(
-                str(folder), f"the distilled set is damaged ({error})", "a whole copy of the set"
-            ) from None
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise InputError(where, "no distilled set is there", f"a folder with {RECORD} and {TENSORS}") from None
+        except ImportError as error:
+            raise InputError(where, str(error), "a path or an fsspec URL") from None
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise InputError(where, f"the distilled set is damaged ({error})", whole) from None
 
 
 def image_grid(images: Tensor, columns: int = 10, scale: int = 4, gap: int = 2) -> Image.Image:

@@ -25,6 +25,7 @@ from limbeck.data.decode import BadImage, decode
 from limbeck.data.mapped import Mapped, create_mapped
 from limbeck.data.sources import Content, Listing, Source
 from limbeck.errors import InputError, WorkError
+from limbeck.interrupt import StopRequest
 from limbeck.progress import SILENT, Progress
 
 _SCRATCH_FILE = "images.partial"
@@ -42,6 +43,7 @@ def write_dataset(
     seed: int,
     on_bad_image: Literal["fail", "skip"],
     progress: Progress = SILENT,
+    stop: StopRequest | None = None,
 ) -> ImageDataset:
     """Decode a source's images into the directory `out` and open the result.
 
@@ -56,6 +58,7 @@ def write_dataset(
         seed: what the sample depends on, beside each image's own name.
         on_bad_image: whether an image that cannot be used is an error or is left out and recorded.
         progress: where to report.
+        stop: looked at between chunks of images.
 
     Raises:
         InputError: the source is corrupt, an image is bad and `on_bad_image` is `fail`, or no image is left.
@@ -70,7 +73,7 @@ def write_dataset(
         out.mkdir(parents=True, exist_ok=True)
     try:
         rows = create_mapped(scratch, IMAGES_TENSOR, (len(wanted), 3, image_size, image_size))
-        moments, bad = _fill(rows, source, wanted, progress)
+        moments, bad = _fill(rows, source, wanted, progress, stop)
         skipped = {listing.names[index]: reason for index, reason in sorted(bad.items())}
         _refuse(skipped, len(wanted), source.uri, on_bad_image)
         kept = [index for index in wanted if index not in bad]
@@ -147,7 +150,9 @@ class _Moments:
         return [max(math.sqrt(variance), 1.0) / 255 for variance in variances]
 
 
-def _fill(rows: Mapped, source: Source, wanted: Sequence[int], progress: Progress) -> tuple[_Moments, dict[int, str]]:
+def _fill(
+    rows: Mapped, source: Source, wanted: Sequence[int], progress: Progress, stop: StopRequest | None
+) -> tuple[_Moments, dict[int, str]]:
     """Decode the images `wanted` into `rows`, in that order; returns the bad ones and their reasons."""
     row_of = {index: row for row, index in enumerate(wanted)}
     missing = set(wanted)
@@ -171,6 +176,8 @@ def _fill(rows: Mapped, source: Source, wanted: Sequence[int], progress: Progres
                 under_way.append(pool.submit(_decode_chunk, chunk, rows, row_of))
                 if len(under_way) > 2 * threads:
                     collect()
+                if stop is not None:
+                    stop.check()
             while under_way:
                 collect()
         finally:

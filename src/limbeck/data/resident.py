@@ -11,15 +11,15 @@ from torch import Tensor
 class ResidentImages:
     """uint8 images [n, 3, s, s] as f32 batches.
 
-    On an accelerator the images are copied there once, as uint8. On the CPU they stay where they are, a memory map
-    included, and only a batch is in memory.
+    On an accelerator that has room for them the images are copied there once, as uint8. Else, and on the CPU, they
+    stay where they are, a memory map included, and only a batch is copied.
     """
 
     def __init__(self, images: NDArray[np.uint8], scale: Tensor, shift: Tensor, device: torch.device) -> None:
         self.device = device
         self._scale, self._shift = scale.to(device)[:, None, None], shift.to(device)[:, None, None]
         self._mapped = images
-        self._resident = None if device.type == "cpu" else torch.tensor(images, device=device)
+        self._resident = torch.tensor(images, device=device) if _has_room(device, images.nbytes) else None
 
     @classmethod
     def pixels(cls, images: NDArray[np.uint8], device: torch.device) -> ResidentImages:
@@ -47,5 +47,10 @@ class ResidentImages:
         if self._resident is not None:
             raw = self._resident[indices.to(self.device)]
         else:
-            raw = torch.from_numpy(self._mapped[indices.numpy()])
+            raw = torch.from_numpy(self._mapped[indices.numpy()]).to(self.device)
         return raw.float().mul_(self._scale).add_(self._shift)
+
+
+def _has_room(device: torch.device, size: int) -> bool:
+    """Whether `size` bytes fit on an accelerator with as much left for the work; the CPU needs no copy."""
+    return device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] // 2

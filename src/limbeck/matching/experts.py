@@ -53,7 +53,7 @@ def train_expert(
     """Train one student on the full data with mean squared error to the targets (section 4 of the paper).
 
     Args:
-        student: its initial parameters are theta_0; it is left as it is.
+        student: its initial parameters are theta_0; it is moved to the device of the targets, and trained no further.
         images: normalised images f32[n, 3, s, s], on the device of the targets.
         targets: f32[n, d].
         epochs: how many; a last batch shorter than the rest is left out of its epoch.
@@ -103,10 +103,10 @@ class Experts:
         self._files = files
 
     @classmethod
-    def listed(cls, trajectories: Path, locate: Callable[[str, str], Path]) -> Experts:
-        """Those that a trajectories folder lists; `locate(stage, key)` gives a result's folder."""
-        places = json.loads((trajectories / LIST).read_text())["experts"]
-        return cls([locate(*place.split("/")) / FILE for place in places])
+    def listed(cls, trajectories: Path, locate: Callable[[str, str, str], Path]) -> Experts:
+        """Those that a trajectories folder lists; `locate(stage, key, digest)` gives a result's folder."""
+        entries = json.loads((trajectories / LIST).read_text())["experts"]
+        return cls([locate(entry["stage"], entry["key"], entry["digest"]) / FILE for entry in entries])
 
     def __len__(self) -> int:
         return len(self._files)

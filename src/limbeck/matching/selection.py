@@ -14,8 +14,12 @@ _BATCH = 512
 
 @torch.no_grad()
 def loss_scores(network: FlatNetwork, theta: Tensor, images: Images, targets: Tensor) -> Tensor:
-    """Each image's mean squared error f32[n] to its target f32[n, d], under parameters theta f32[P]."""
-    parts = torch.arange(len(images)).split(_BATCH)
+    """Each image's mean squared error f32[n] to its target f32[n, d], under parameters theta f32[P].
+
+    An expert keeps no running statistics, so a student with batch norm is scored with those of batches of about 512
+    images in the order of the dataset.
+    """
+    parts = torch.arange(len(images)).tensor_split(-(-len(images) // _BATCH))
     return torch.cat(
         [(network(theta, images[part]) - targets[part.to(targets.device)]).square().mean(1) for part in parts]
     )
@@ -33,7 +37,12 @@ def k_center(points: Tensor, size: int, seed: int) -> Tensor:
         points: f32[n, d].
         size: how many to choose, at most n.
         seed: of the first one.
+
+    Raises:
+        ValueError: `size` is larger than n.
     """
+    if size > len(points):
+        raise ValueError(f"{size} of {len(points)} points")
     chosen = [int(torch.randint(len(points), (), generator=generator(seed, "k-center")))]
     distance = (points - points[chosen[0]]).square().sum(1)
     while len(chosen) < size:

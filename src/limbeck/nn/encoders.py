@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
@@ -143,14 +142,3 @@ def build_student(config: EncoderConfig, target_dimension: int, seed: int, *purp
     encoder = build_encoder(config, seed, *purpose)
     with seeded(seed, "head", *purpose):
         return Student(encoder, encoder.feature_dimension, target_dimension)
-
-
-@torch.no_grad()
-def encode(encoder: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
-    """Features f32[n, k] of normalised images f32[n, 3, s, s], in eval mode, batch by batch."""
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        return torch.cat([encoder(part).flatten(1) for part in images.split(batch)])
-    finally:
-        encoder.train(was_training)

@@ -42,8 +42,3 @@ class FlatNetwork:
 def flatten(module: nn.Module) -> Tensor:
     """The parameters of a module as one vector f32[P], in the order of `named_parameters`."""
     return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
-
-
-def load_flat(module: nn.Module, theta: Tensor) -> None:
-    """Put theta f32[P] into a module's parameters, the inverse of `flatten`."""
-    torch.nn.utils.vector_to_parameters(theta, module.parameters())

@@ -7,6 +7,7 @@ or `teacher.torchscript.pt` for an imported TorchScript module.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +79,9 @@ def load_teacher(folder: Path, device: torch.device) -> LoadedTeacher:
     record = TeacherRecord(encoder=encoder, **document)
     module: nn.Module
     if record.kind == "torchscript":
-        module = torch.jit.load(str(folder / "teacher.torchscript.pt"), map_location=device)
+        script = _torchscript(folder / "teacher.torchscript.pt")
+        assert script is not None
+        module = script
     else:
         if record.kind == "timm":
             module = _timm_model(record.timm_name or "", pretrained=False)
@@ -110,6 +113,7 @@ def import_teacher(
     if local_file.suffix != ".safetensors":
         script = _torchscript(local_file)
         if script is not None:
+            _check_output(script, checkpoint, config.image_size)
             return script, TeacherRecord("torchscript", None, None, config.image_size, mean, std)
     module = build_encoder(config, 0)
     _fill(module, _state_dict(checkpoint, local_file), checkpoint, config)
@@ -143,11 +147,27 @@ def _import_timm(checkpoint: str) -> tuple[nn.Module, TeacherRecord]:
 
 
 def _torchscript(path: Path) -> nn.Module | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates the format that the user has
+        try:
+            module: nn.Module = torch.jit.load(str(path), map_location="cpu")
+        except (RuntimeError, ValueError):
+            return None  # not a TorchScript archive; perhaps a state dict
+    return module.eval()
+
+
+def _check_output(module: nn.Module, checkpoint: str, size: int) -> None:
+    """Refuse a module that does not map images to vectors, before anything is computed with it."""
     try:
-        module: nn.Module = torch.jit.load(str(path), map_location="cpu")
-    except RuntimeError:
-        return None  # not a TorchScript archive; perhaps a state dict
-    return module
+        with torch.no_grad():
+            output = module(torch.zeros(2, 3, size, size))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(
+            _WHERE, f"{checkpoint} cannot read {size}x{size} images ({reason})", "an encoder of images"
+        ) from None
+    if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != 2:
+        raise InputError(_WHERE, f"{checkpoint} does not give one vector an image", "an encoder of images")
 
 
 def _state_dict(checkpoint: str, path: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from limbeck.checkpoint import Checkpoint, load_tensors, pack_optimizer, save_te
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.data.resident import ResidentImages
-from limbeck.errors import InputError, WorkError
+from limbeck.errors import WorkError
 from limbeck.matching.experts import Experts
 from limbeck.matching.match import inner_batches, match, student_loss
 from limbeck.matching.unroll import InnerLoop
@@ -30,6 +30,7 @@ from limbeck.seeding import generator
 from limbeck.spec import Distill
 from limbeck.ssl.teachers import load_teacher
 from limbeck.stages.task import StageTask
+from limbeck.threads import fitting_threads
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def distill(task: StageTask) -> None:
     settings, device = spec.distill, shop.device
     experts = Experts.listed(task.inputs["trajectories"].path, task.locate)
     start = _warm_start(task) if settings.warm_start else _real_start(task)
-    network = FlatNetwork(build_student(student_config(spec), start.targets.shape[1], spec.seed).to(device))
+    config = student_config(spec)
+    network = FlatNetwork(build_student(config, start.targets.shape[1], spec.seed).to(device))
     loss = student_loss(network)
     inner = InnerLoop(settings.inner_optimizer.momentum, settings.inner_optimizer.weight_decay)
 
@@ -74,7 +76,8 @@ def distill(task: StageTask) -> None:
         state = {"images": images, "targets": targets, "log_rate": log_rate, "history": history[:iterations]}
         checkpoint.save({**state, **pack_optimizer(optimizer, "optimizer")}, {"iterations": iterations})
 
-    with shop.progress.bar("distill", settings.iterations, "iterations", first) as bar:
+    bars = shop.progress.bar("distill", settings.iterations, "iterations", first)
+    with fitting_threads(config, min(settings.inner_batch, len(images))), bars as bar:
         for iteration in range(first, settings.iterations):
             if checkpoint.due() or shop.stop.requested:
                 save(iteration)
@@ -125,17 +128,8 @@ def _real_start(task: StageTask) -> _Start:
 
 def _warm_start(task: StageTask) -> _Start:
     """The images and the rate of an earlier distilled set, with this teacher's targets for them."""
-    where = task.spec.distill.warm_start or ""
-    earlier = DistilledSet.load(where)
+    earlier = DistilledSet.load(task.spec.distill.warm_start or "")
     dataset = ImageDataset.open(task.inputs["dataset"].path)
-    size = task.spec.distill.count(len(dataset))
-    found = (len(earlier), earlier.images.shape[-1])
-    if found != (size, task.spec.source.image_size):
-        raise InputError(
-            "spec.distill.warmStart",
-            f"{where} has {found[0]} images of {found[1]}x{found[1]} pixels",
-            f"{size} of {task.spec.source.image_size}x{task.spec.source.image_size}, as this spec distils",
-        )
     pixels = earlier.pixels(earlier.images)
     teacher = load_teacher(task.inputs["teacher"].path, task.shop.device)
     tensors = load_tensors(task.input_file("targets", "targets.safetensors"))[0]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from limbeck.checkpoint import load_tensors
@@ -28,10 +29,11 @@ from limbeck.nn.probe import accuracy, fit_probe, label_subset
 from limbeck.scores import FILE, Score, write_scores
 from limbeck.seeding import derive
 from limbeck.spec import Architecture, DistillationSpec
+from limbeck.stages.graph import ENCODER_VERSION
 from limbeck.stages.task import StageTask
 from limbeck.store import Identity, json_digest
+from limbeck.threads import fitting_threads
 
-VERSION = 1
 _BATCH = 512
 
 
@@ -43,6 +45,19 @@ class _Diet:
     targets: Tensor
     recipe: Recipe
     description: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """One part of a task."""
+
+    images: Images
+    labelled: NDArray[np.int64]  # the indices of the images that have a label
+    labels: NDArray[np.int64]  # of all images, -1 where there is none
+    classes: int
+
+    def chosen_labels(self, indices: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self.labels[indices])
 
 
 def evaluate(task: StageTask) -> None:
@@ -61,7 +76,8 @@ def evaluate(task: StageTask) -> None:
             config = encoder_config(spec, architecture)
             for seed in settings.seeds:
                 for method in methods:
-                    scores += _method_scores(task, data, config, method, seed)
+                    with fitting_threads(config, settings.batch):
+                        scores += _method_scores(task, data, config, method, seed)
                     bar.advance(note=f"{architecture}, {method}, seed {seed}")
     write_scores(task.out / FILE, scores)
 
@@ -85,11 +101,22 @@ class _Data:
         self._scores = load_tensors(task.input_file("select", "selection.safetensors"))[0]["scores"]
         self._synthetic = load_tensors(task.input_file("distill", "synthetic.safetensors"))[0]
         self._images = self._resident(self._dataset)
+        self._labelled = {
+            name: self._labelled_images(ImageDataset.open(result.path))
+            for name, result in task.inputs.items()
+            if ":" in name
+        }
 
     def _resident(self, dataset: ImageDataset) -> ResidentImages:
         """Any dataset's images, normalised as the source is: that is what the encoders are trained to see."""
         source = self._dataset
         return ResidentImages.normalized(dataset.images, source.mean, source.std, self._task.shop.device)
+
+    def _labelled_images(self, dataset: ImageDataset) -> _Labelled:
+        assert dataset.labels is not None  # checked after ingest
+        return _Labelled(
+            self._resident(dataset), np.flatnonzero(dataset.labels >= 0), dataset.labels, len(dataset.classes)
+        )
 
     def diet(self, method: str, seed: int) -> _Diet | None:
         """What `method` pre-trains on; None for no pre-training."""
@@ -127,23 +154,16 @@ class _Data:
         settings = self._task.spec.evaluate
         scores = []
         for entry in settings.tasks:
-            train = ImageDataset.open(self._task.inputs[f"train:{entry.name}"].path)
-            test = ImageDataset.open(self._task.inputs[f"test:{entry.name}"].path)
-            assert train.labels is not None
-            assert test.labels is not None
-            train_features, test_features = self._features(encoder, train), self._features(encoder, test)
-            device = train_features.device
-            labelled = np.flatnonzero(train.labels >= 0)  # -1 is an image without a label
-            scored = np.flatnonzero(test.labels >= 0)
-            test_features = test_features[torch.from_numpy(scored).to(device)]
-            test_labels = torch.tensor(test.labels[scored], device=device)
+            train, test = self._labelled[f"train:{entry.name}"], self._labelled[f"test:{entry.name}"]
+            features, test_features = _features(encoder, train), _features(encoder, test)
+            test_labels = test.chosen_labels(test.labelled).to(test_features.device)
             for fraction in settings.label_fractions:
                 draws = np.random.default_rng(derive(seed, "labels", entry.name, repr(fraction)))
-                chosen = labelled[label_subset(train.labels[labelled], fraction, draws)]
+                chosen = label_subset(train.labels[train.labelled], fraction, draws)  # among the labelled
                 weight, bias = fit_probe(
-                    train_features[torch.from_numpy(chosen).to(device)],
-                    torch.tensor(train.labels[chosen], device=device),
-                    len(train.classes),
+                    features[torch.from_numpy(chosen).to(features.device)],
+                    train.chosen_labels(train.labelled[chosen]).to(features.device),
+                    train.classes,
                     regularization=settings.probe.regularization,
                     iterations=settings.probe.iterations,
                 )
@@ -152,11 +172,12 @@ class _Data:
                 self._task.shop.stop.check()
         return scores
 
-    @torch.no_grad()
-    def _features(self, encoder: nn.Module, dataset: ImageDataset) -> Tensor:
-        images = self._resident(dataset)
-        parts = torch.arange(len(dataset)).split(_BATCH)
-        return torch.cat([encoder(images[part]).flatten(1) for part in parts])
+
+@torch.no_grad()
+def _features(encoder: nn.Module, data: _Labelled) -> Tensor:
+    """Features f32[m, k] of the images that have a label."""
+    parts = torch.from_numpy(data.labelled).split(_BATCH)
+    return torch.cat([encoder(data.images[part]).flatten(1) for part in parts])
 
 
 def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: str, seed: int) -> list[Score]:
@@ -194,6 +215,6 @@ def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: 
         (folder / "scores.json").write_text(json.dumps(rows, indent=2) + "\n")
         return []
 
-    result, _ = shop.make(Identity("encoder", VERSION, section, inputs), work)
+    result, _ = shop.make(Identity("encoder", ENCODER_VERSION, section, inputs), work)
     rows = json.loads((result.path / "scores.json").read_text())
     return [Score(**{**row, "method": method}) for row in rows]

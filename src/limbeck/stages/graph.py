@@ -40,6 +40,8 @@ class Stage:
 
 
 INGEST_VERSION = 1
+EXPERT_VERSION = 1  # of each expert that trajectories makes
+ENCODER_VERSION = 1  # of each encoder that evaluate makes
 
 
 def _teacher(spec: DistillationSpec, images: int) -> dict[str, Any]:
@@ -52,7 +54,12 @@ def _targets(spec: DistillationSpec, images: int) -> dict[str, Any]:
 
 def _trajectories(spec: DistillationSpec, images: int) -> dict[str, Any]:
     settings = {**spec.trajectories.wire(), "epochs": spec.expert_epochs}
-    return {"trajectories": settings, "student": spec.student.wire(), "seed": spec.seed}
+    return {
+        "trajectories": settings,
+        "expertVersion": EXPERT_VERSION,
+        "student": spec.student.wire(),
+        "seed": spec.seed,
+    }
 
 
 def _select(spec: DistillationSpec, images: int) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def _evaluate(spec: DistillationSpec, images: int) -> dict[str, Any]:
     settings = spec.evaluate.wire()
     settings["tasks"] = [task.name for task in spec.evaluate.tasks]  # their datasets' digests stand for the rest
     settings["baselineRate"] = spec.evaluate.baseline_rate or spec.trajectories.optimizer.rate
-    return {"evaluate": settings, "student": spec.student.wire(), "seed": spec.seed}
+    return {"evaluate": settings, "encoderVersion": ENCODER_VERSION, "student": spec.student.wire(), "seed": spec.seed}
 
 
 def _register(spec: DistillationSpec, images: int) -> dict[str, Any]:
@@ -89,5 +96,10 @@ STAGES: tuple[Stage, ...] = (
     Stage("select", 1, ("dataset", "targets", "trajectories"), _select),
     Stage("distill", 1, ("dataset", "teacher", "targets", "trajectories", "select"), _distill),
     Stage("evaluate", 1, ("dataset", "targets", "select", "distill", "tasks"), _evaluate),
-    Stage("register", 1, ("dataset", "teacher", "targets", "trajectories", "distill", "evaluate"), _register),
+    Stage(
+        "register",
+        1,
+        ("dataset", "teacher", "targets", "trajectories", "select", "distill", "evaluate", "tasks"),
+        _register,
+    ),
 )

@@ -18,4 +18,5 @@ def ingest(task: StageTask, source: Source, limit: int | None, on_bad_image: OnB
         seed=task.spec.seed,
         on_bad_image=on_bad_image,
         progress=task.shop.progress,
+        stop=task.shop.stop,
     )

@@ -31,7 +31,7 @@ def register(task: StageTask) -> None:
             settings.momentum,
             settings.weight_decay,
         ),
-        spec=spec.wire(),
+        spec=spec.content(),
         lineage={
             "source": dataset.fingerprint,
             **{name: result.digest for name, result in task.inputs.items()},

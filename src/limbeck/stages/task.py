@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,26 @@ class Workshop:
     stop: StopRequest = field(default_factory=StopRequest)
 
     def find(self, identity: Identity) -> Result | None:
-        """The finished result, or None; a damaged one is named and removed, so that it is made again."""
+        """The finished result, or None; a damaged one is named and removed, so that it is made again.
+
+        A result that refers to others is whole when they are; of those, too, damaged ones are removed.
+        """
+        found = self._find(identity.stage, identity.key)
+        if found is None:
+            return None
+        missing = [place for place in found.manifest.refers if self._find(*place.split("/")) is None]
+        if not missing:
+            return found
+        self.progress.say(f"{identity.stage}: {missing[0]}, which it refers to, is gone; it is made again")
+        self.store.discard(identity.stage, identity.key)
+        return None
+
+    def _find(self, stage: str, key: str) -> Result | None:
         try:
-            return self.store.find(identity.stage, identity.key)
+            return self.store.find(stage, key)
         except DamagedResultError as damage:
-            self.progress.say(f"{identity.stage}: {damage}; it is made again")
-            self.store.discard(identity.stage, identity.key)
+            self.progress.say(f"{stage}: {damage}; it is made again")
+            self.store.discard(stage, key)
             return None
 
     def make(self, identity: Identity, work: Callable[[Path], list[str]]) -> tuple[Result, bool]:
@@ -76,18 +91,16 @@ class StageTask:
         """A file of one of the inputs."""
         return self.inputs[name].path / file
 
-    def locate(self, stage: str, key: str) -> Path:
+    def locate(self, stage: str, key: str, digest: str) -> Path:
         """The folder of a result that an input refers to.
 
         Raises:
-            WorkError: it is gone or damaged, though the result that refers to it is there.
+            WorkError: it is no longer what it was when it was referred to.
         """
-        try:
-            result = self.shop.store.find(stage, key)
-        except DamagedResultError as damage:
-            raise WorkError(f"{damage}; remove {self.shop.store.location(stage, key)} and run again") from None
-        if result is None:
-            raise WorkError(f"{self.shop.store.location(stage, key)} is gone, though a result refers to it")
+        result = self.shop.store.find(stage, key)
+        if result is None or result.digest != digest:
+            where = self.shop.store.location(stage, key)
+            raise WorkError(f"{where} has changed since it was referred to; remove the result of trajectories")
         return result.path
 
 
@@ -99,10 +112,13 @@ def device_name(device: torch.device) -> str:
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is one, with kernels that give the same bits every time; else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_deterministic() -> None:
+    """Have this process use kernels that give the same bits every time; before CUDA is first used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device("cuda")

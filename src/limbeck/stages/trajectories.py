@@ -16,10 +16,10 @@ from limbeck.errors import WorkError
 from limbeck.matching.experts import FILE, LIST, expert_steps, train_expert
 from limbeck.nn.encoders import build_student, student_config
 from limbeck.spec import DistillationSpec
+from limbeck.stages.graph import EXPERT_VERSION
 from limbeck.stages.task import StageTask
 from limbeck.store import Identity
-
-VERSION = 1
+from limbeck.threads import fitting_threads
 
 
 def expert_identity(spec: DistillationSpec, index: int, dataset: str, targets: str) -> Identity:
@@ -33,11 +33,11 @@ def expert_identity(spec: DistillationSpec, index: int, dataset: str, targets: s
         "student": spec.student.wire(),
         "imageSize": spec.source.image_size,
     }
-    return Identity("expert", VERSION, section, {"dataset": dataset, "targets": targets})
+    return Identity("expert", EXPERT_VERSION, section, {"dataset": dataset, "targets": targets})
 
 
 def trajectories(task: StageTask) -> None:
-    """Train the experts that are not there yet; write `experts.json`, their places in the store, in order."""
+    """Train the experts that are not there yet; write `experts.json`, where they are and their digests, in order."""
     spec, shop = task.spec, task.shop
     dataset = ImageDataset.open(task.inputs["dataset"].path)
     tensors, _ = load_tensors(task.inputs["targets"].path / "targets.safetensors")
@@ -45,8 +45,9 @@ def trajectories(task: StageTask) -> None:
     images = ResidentImages.normalized(dataset.images, dataset.mean, dataset.std, shop.device)
     config, settings = student_config(spec), spec.trajectories
     steps = expert_steps(len(dataset), settings.batch, spec.expert_epochs)
-    places = []
-    with shop.progress.bar("trajectories", settings.experts * steps, "steps") as bar:
+    entries = []
+    bars = shop.progress.bar("trajectories", settings.experts * steps, "steps")
+    with fitting_threads(config, settings.batch), bars as bar:
         for index in range(settings.experts):
 
             def train(folder: Path, index: int = index) -> list[str]:
@@ -72,9 +73,9 @@ def trajectories(task: StageTask) -> None:
                 return []
 
             identity = expert_identity(spec, index, task.inputs["dataset"].digest, task.inputs["targets"].digest)
-            _, found = shop.make(identity, train)
+            result, found = shop.make(identity, train)
             if found:
                 bar.advance(steps)
-            places.append(f"{identity.stage}/{identity.key}")
-    (task.out / LIST).write_text(json.dumps({"experts": places}, indent=2) + "\n")
-    task.refers.extend(places)
+            entries.append({"stage": identity.stage, "key": identity.key, "digest": result.digest})
+    (task.out / LIST).write_text(json.dumps({"experts": entries}, indent=2) + "\n")
+    task.refers.extend(f"{entry['stage']}/{entry['key']}" for entry in entries)
