@@ -108,7 +108,7 @@ def check_facts(spec: DistillationSpec, facts: Mapping[str, Facts]) -> None:
     if size > images:
         raise InputError("spec.distill.size", str(size), f"at most the source's {images} images")
     if spec.distill.warm_start is not None:
-        _check_warm_start(spec, DistilledSet.load(spec.distill.warm_start), size)
+        _check_warm_start(spec, spec.distill.warm_start, size)
     student_norm = spec.student.norm == "batch"
     if student_norm and size < 2:
         raise InputError("spec.distill.size", f"{size} image", "at least 2, for a student with batch norm")
@@ -143,15 +143,16 @@ def _check_task(spec: DistillationSpec, where: str, task: str, facts: Mapping[st
             )
 
 
-def _check_warm_start(spec: DistillationSpec, earlier: DistilledSet, size: int) -> None:
-    side = spec.source.image_size
+def _check_warm_start(spec: DistillationSpec, uri: str, size: int) -> None:
+    where, side = "spec.distill.warmStart", spec.source.image_size
+    try:
+        earlier = DistilledSet.load(uri)
+    except InputError as error:
+        raise InputError(where, f"{error.where}: {error.found}", error.allowed) from None
     if earlier.images.shape != (size, 3, side, side):
         found, pixels = len(earlier), earlier.images.shape[-1]
-        raise InputError(
-            "spec.distill.warmStart",
-            f"{spec.distill.warm_start} has {found} images of {pixels}x{pixels} pixels",
-            f"{size} of {side}x{side}, as this spec distils",
-        )
+        allowed = f"{size} of {side}x{side}, as this spec distils"
+        raise InputError(where, f"{uri} has {found} images of {pixels}x{pixels} pixels", allowed)
 
 
 def outside_digests(stage: StageName, spec: DistillationSpec) -> dict[str, str]:

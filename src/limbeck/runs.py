@@ -39,12 +39,12 @@ def read_summary(store: Store, name: str | None) -> Summary:
             found = f"{len(names)} runs" if names else "no finished run"
             raise InputError(store.url, found, f"--name {' or '.join(names)}" if names else "the output of limbeck run")
         (name,) = names
-    text = store.read_text(f"runs/{name}/{SUMMARY}")
-    if text is None:
-        raise InputError(store.url, f"no run {name!r}", " or ".join(names) or "the output of limbeck run")
     try:
+        text = store.read_text(f"runs/{name}/{SUMMARY}")
+        if text is None:
+            raise InputError(store.url, f"no run {name!r}", " or ".join(names) or "the output of limbeck run")
         return Summary.model_validate_json(text)
-    except ValidationError:
+    except (ValidationError, UnicodeDecodeError):
         raise InputError(f"{store.url}/runs/{name}/{SUMMARY}", "damaged", "run the spec again") from None
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 API_VERSION = "limbeck.dev/v1alpha1"
 
@@ -31,6 +32,12 @@ Norm = Literal["instance", "batch", "none"]
 Initialization = Literal["highLoss", "random", "kCenter"]
 Baseline = Literal["none", "random", "highLoss", "full"]
 OnBadImage = Literal["fail", "skip"]
+
+
+def _conflict(field: str, found: object, allowed: str) -> PydanticCustomError:
+    """A rule that crosses fields is broken; `field` is relative to the section whose validator says so."""
+    context = {"field": field, "found": str(found), "allowed": allowed}
+    return PydanticCustomError("conflict", "{field}: found {found}; allowed: {allowed}", context)
 
 
 class Section(BaseModel):
@@ -123,11 +130,8 @@ class Teacher(Section):
     @model_validator(mode="after")
     def _checkpoint_goes_with_pretrained(self) -> Teacher:
         if (self.algorithm == "pretrained") != (self.checkpoint is not None):
-            raise ValueError(
-                "checkpoint|"
-                + ("nothing" if self.checkpoint is None else repr(self.checkpoint))
-                + "|checkpoint is given exactly when algorithm is pretrained"
-            )
+            found = "nothing" if self.checkpoint is None else repr(self.checkpoint)
+            raise _conflict("checkpoint", found, "checkpoint is given exactly when algorithm is pretrained")
         return self
 
 
@@ -222,7 +226,7 @@ class Distill(Section):
     @model_validator(mode="after")
     def _size_or_fraction(self) -> Distill:
         if self.size is not None and self.fraction is not None:
-            raise ValueError(f"fraction|{self.fraction}|either size or fraction, not both")
+            raise _conflict("fraction", self.fraction, "either size or fraction, not both")
         return self
 
     def count(self, images: int) -> int:
@@ -321,7 +325,7 @@ class Evaluate(Section):
         for field, values in repeated.items():
             twice = sorted({str(v) for v in values if values.count(v) > 1})  # type: ignore[attr-defined]
             if twice:
-                raise ValueError(f"{field}|{', '.join(twice)} more than once|each value once")
+                raise _conflict(field, f"{', '.join(twice)} more than once", "each value once")
         return self
 
 
@@ -401,14 +405,13 @@ class DistillationSpec(Section):
     def _sections_agree(self) -> DistillationSpec:
         needed, epochs = self.distill.reachable_epochs, self.trajectories.epochs
         if epochs is not None and epochs < needed:
-            raise ValueError(
-                f"trajectories.epochs|{epochs}|at least {needed}: distill.maxStartEpoch - 1 + distill.expertGap"
-            )
+            allowed = f"at least {needed}: distill.maxStartEpoch - 1 + distill.expertGap"
+            raise _conflict("trajectories.epochs", epochs, allowed)
         limit = self.source.limit
         if limit is not None and limit < 2:
-            raise ValueError(f"source.limit|{limit}|at least 2 images")
+            raise _conflict("source.limit", limit, "at least 2 images")
         if limit is not None and self.distill.size is not None and self.distill.size > limit:
-            raise ValueError(f"distill.size|{self.distill.size}|at most source.limit, which is {limit}")
+            raise _conflict("distill.size", self.distill.size, f"at most source.limit, which is {limit}")
         self._networks_fit_the_images()
         return self
 
@@ -427,15 +430,11 @@ class DistillationSpec(Section):
             if architecture == "convnet":
                 depth = convnet_depth(size, chosen)
                 if size % 2**depth:
-                    raise ValueError(
-                        f"{section}.depth|{depth} blocks, each halving {size}x{size} pixels"
-                        f"|source.imageSize must be a multiple of {2**depth}"
-                    )
+                    found = f"{depth} blocks, each halving {size}x{size} pixels"
+                    raise _conflict(f"{section}.depth", found, f"source.imageSize must be a multiple of {2**depth}")
             elif norm == "instance" and size <= 8:
-                raise ValueError(
-                    f"{section}.norm|instance at {size}x{size} pixels, of which a ResNet leaves one to normalise"
-                    "|batch or none, or a larger source.imageSize"
-                )
+                found = f"instance at {size}x{size} pixels, of which a ResNet leaves one to normalise"
+                raise _conflict(f"{section}.norm", found, "batch or none, or a larger source.imageSize")
         if student.norm == "batch":
             smallest = {
                 "trajectories.batch": self.trajectories.batch,
@@ -444,7 +443,7 @@ class DistillationSpec(Section):
             }
             for field, images in smallest.items():
                 if images < 2:
-                    raise ValueError(f"{field}|{images}|at least 2, for a student with batch norm")
+                    raise _conflict(field, images, "at least 2, for a student with batch norm")
 
     def content(self) -> dict[str, Any]:
         """The settings that shape the distilled set, as in a file: not where it goes, or who makes it."""

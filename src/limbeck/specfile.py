@@ -23,6 +23,8 @@ from limbeck.spec import Distillation
 Location = tuple[str | int, ...]
 
 _LARGEST_FILE = 1 << 20
+_DEEPEST, _MOST_VALUES = 50, 10_000
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 class SpecError(InputError):
@@ -95,12 +97,8 @@ def _read_yaml(name: str) -> tuple[dict[str, Any], dict[Location, int]]:
         if path.stat().st_size > _LARGEST_FILE:
             raise SpecError([f"{name}: larger than 1 MiB; a spec is a short YAML file"])
         text = path.read_text(encoding="utf-8")
-        loader = _Loader(text)
-        node = loader.get_single_node()
         lines: dict[Location, int] = {}
-        if node is not None:
-            _index(name, node, (), lines)
-        document = loader.construct_document(node) if node is not None else None
+        document = _parse(name, text, lines)
     except FileNotFoundError:
         raise SpecError([f"{name}: no such file"]) from None
     except IsADirectoryError:
@@ -121,14 +119,26 @@ def _read_yaml(name: str) -> tuple[dict[str, Any], dict[Location, int]]:
     return document, lines
 
 
+def _parse(name: str, text: str, lines: dict[Location, int]) -> Any:
+    """The value of a YAML text, after its shape was checked; fills in the line of every field."""
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    _index(name, node, (), lines)
+    return loader.construct_document(node)
+
+
 def _index(name: str, node: yaml.Node, at: Location, lines: dict[Location, int]) -> None:
     lines.setdefault(at, node.start_mark.line + 1)
+    if len(at) > _DEEPEST or len(lines) > _MOST_VALUES:
+        raise SpecError([f"{name}: its aliases expand to too much; a spec has a few hundred values at most"])
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            text = str(key.value)
-            if key.tag != "tag:yaml.org,2002:str":
+            text = str(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+            if key.tag not in (_TEXT, _MERGE):
                 where = f"{_dotted(at)}: " if at else ""
                 raise SpecError([f"{name}:{line}: {where}the key {text!r} is not text; put it in quotes"])
             if text in seen:
@@ -146,13 +156,14 @@ def _override(document: dict[str, Any], lines: dict[Location, int], override: st
     if not equals or not all(names):
         raise SpecError([f"--set {override}: not of the form field.path=value, such as source.limit=1000"])
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError):
+        value = _parse(f"--set {override}", text, {})
+    except (yaml.YAMLError, RecursionError, ValueError):
         raise SpecError([f"--set {override}: {text!r} is not a YAML value"]) from None
     place: Any = document
     for depth, name in enumerate(["spec", *names[:-1]]):
         if place.get(name) is None:
             place[name] = {}
+            lines["spec", *names[:depth]] = 0
         place = place[name]
         if not isinstance(place, dict):
             raise SpecError([f"--set {override}: {_dotted(('spec', *names[:depth]))} is not a section"])
@@ -170,10 +181,10 @@ def _explain(name: str, lines: Mapping[Location, int], document: Any, problem: d
     if is_key:
         location = location[:-1]
         found, allowed = "no such key", f"allowed: {_allowed((*location[:-1], '[key]'))}"
-    elif problem["type"] == "value_error":  # ours: "field|found|allowed", from a validator of the section
-        field, found, allowed = str(problem["ctx"]["error"]).split("|", 2)
-        location = (*location, *(int(part) if part.isdigit() else part for part in field.split(".")))
-        found, allowed = f"found {found}", f"allowed: {allowed}"
+    elif problem["type"] == "conflict":  # ours, from a validator of the section
+        field = problem["ctx"]["field"].split(".")
+        location = (*location, *(int(part) if part.isdigit() else part for part in field))
+        found, allowed = f"found {problem['ctx']['found']}", f"allowed: {problem['ctx']['allowed']}"
     elif problem["type"] == "missing":
         found, allowed = "missing", f"allowed: {_allowed(location)}"
     elif problem["type"] == "extra_forbidden":

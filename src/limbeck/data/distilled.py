@@ -90,6 +90,9 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         where, whole = str(folder), "a whole copy of the set"
         try:
             filesystem, path = fsspec.url_to_fs(where)
+        except (ImportError, ValueError) as error:
+            raise InputError(where, str(error), "a path or an fsspec URL") from None
+        try:
             record = json.loads(filesystem.cat_file(f"{path}/{RECORD}"))
             data = filesystem.cat_file(f"{path}/{TENSORS}")
             if record.pop("digest") != json_digest(record):
@@ -109,8 +112,6 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             )
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise InputError(where, "no distilled set is there", f"a folder with {RECORD} and {TENSORS}") from None
-        except ImportError as error:
-            raise InputError(where, str(error), "a path or an fsspec URL") from None
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise InputError(where, f"the distilled set is damaged ({error})", whole) from None
 

@@ -87,6 +87,8 @@ def pretrain_encoder(
             raise FloatingPointError(
                 f"the loss is {loss.item()} after epoch {epoch + 1} at learning rate {recipe.rate:g}"
             )
+    if not all(torch.isfinite(parameter).all() for parameter in encoder.parameters()):
+        raise FloatingPointError(f"the last step at learning rate {recipe.rate:g} left weights that are not finite")
     return encoder.eval()
 
 

@@ -115,7 +115,10 @@ def import_teacher(
         if script is not None:
             _check_output(script, checkpoint, config.image_size)
             return script, TeacherRecord("torchscript", None, None, config.image_size, mean, std)
-    module = build_encoder(config, 0)
+    try:
+        module = build_encoder(config, 0)
+    except ValueError as error:
+        raise InputError("spec.teacher.depth", str(error), "a depth that source.imageSize can be halved by") from None
     _fill(module, _state_dict(checkpoint, local_file), checkpoint, config)
     return module, TeacherRecord("encoder", config, None, config.image_size, mean, std)
 

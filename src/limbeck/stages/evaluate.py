@@ -210,7 +210,8 @@ def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: 
                     stop=shop.stop,
                 )
             except FloatingPointError as error:
-                raise WorkError(f"evaluate: {method}, seed {seed}: {error}") from None
+                field = "distill.innerOptimizer.rate or rateStep" if method == "distilled" else "evaluate.baselineRate"
+                raise WorkError(f"evaluate: {method}, seed {seed}: {error}; lower spec.{field}") from None
         rows = [score.__dict__ for score in data.probe(encoder, config, method, seed)]
         (folder / "scores.json").write_text(json.dumps(rows, indent=2) + "\n")
         return []
