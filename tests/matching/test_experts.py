@@ -11,7 +11,7 @@ from limbeck.checkpoint import save_tensors
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.matching.experts import FILE, LIST, Experts, expert_steps, train_expert
 from limbeck.nn.encoders import EncoderConfig, build_student
-from limbeck.nn.flat import flatten, load_flat
+from limbeck.nn.flat import flatten
 from limbeck.seeding import generator
 from limbeck.spec import Sgd
 
@@ -22,10 +22,10 @@ def student(index=0):
     return build_student(EncoderConfig("convnet", 8, 4, "instance", 1), 4, 0, "expert", index)
 
 
-def trained(index=0, **changed):
+def trained(start=0, **changed):
     settings = {"epochs": 3, "batch": 8, "optimizer": Sgd(rate=0.05, momentum=0.9, weight_decay=1e-2), "seed": 0}
-    settings |= {"index": index, "stop": StopRequest(), "step_done": lambda: None} | changed
-    return train_expert(student(index), IMAGES, TARGETS, **settings)
+    settings |= {"index": start, "stop": StopRequest(), "step_done": lambda: None} | changed
+    return train_expert(student(start), IMAGES, TARGETS, **settings)
 
 
 def test_an_expert_is_trained_as_torch_s_own_sgd_trains():
@@ -83,12 +83,20 @@ def test_snapshots_are_read_one_by_one_from_disk(tmp_path):
     experts = [trained(index) for index in range(2)]
     for index, expert in enumerate(experts):
         save_tensors(tmp_path / "expert" / str(index) / FILE, {"theta": expert.theta, "losses": expert.losses})
-    (tmp_path / LIST).write_text(json.dumps({"experts": ["expert/0", "expert/1"]}))
-    read = Experts.listed(tmp_path, lambda stage, key: tmp_path / stage / key)
+    entries = [{"stage": "expert", "key": str(index), "digest": f"d{index}"} for index in range(2)]
+    (tmp_path / LIST).write_text(json.dumps({"experts": entries}))
+    asked = []
+
+    def locate(stage, key, digest):
+        asked.append((stage, key, digest))
+        return tmp_path / stage / key
+
+    read = Experts.listed(tmp_path, locate)
+    assert asked == [("expert", "0", "d0"), ("expert", "1", "d1")]
     assert len(read) == 2
     for index, expert in enumerate(experts):
         for epoch in range(4):
             assert torch.equal(read.theta(index, epoch), expert.theta[epoch])
     module = student()
-    load_flat(module, read.theta(1, 3))
+    torch.nn.utils.vector_to_parameters(read.theta(1, 3), module.parameters())
     assert torch.isfinite(module(IMAGES)).all()

@@ -1,0 +1,211 @@
+# ruff: noqa: F811 -- a fixture that is imported is an argument too
+"""What each stage writes is what the method says it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from limbeck.checkpoint import load_tensors
+from limbeck.data.dataset import ImageDataset
+from limbeck.data.resident import ResidentImages
+from limbeck.matching.experts import Experts
+from limbeck.nn.encoders import build_student, student_config
+from limbeck.runner import Run
+from limbeck.scores import read_scores
+from limbeck.ssl.teachers import load_teacher
+from tests.stages.command import limbeck  # noqa: F401 - a fixture
+from tests.stages.tiny import (
+    distillation,
+    finished,  # noqa: F401 - a fixture
+    one_thread,  # noqa: F401 - a fixture
+    run_tiny,
+    workshop,
+    write_tiny,
+)
+
+CPU = torch.device("cpu")
+
+
+def folder(output: Path, stage: str) -> Path:
+    summary = json.loads((output / "runs" / "tiny" / "summary.json").read_text())
+    keys = {entry["name"]: entry["key"] for entry in summary["stages"]}
+    return output / stage.split()[0] / keys[stage]
+
+
+def tensors(output: Path, stage: str, name: str) -> dict[str, torch.Tensor]:
+    return load_tensors(folder(output, stage) / name)[0]
+
+
+def dataset(output: Path) -> ImageDataset:
+    return ImageDataset.open(folder(output, "ingest source"))
+
+
+def normalized(output: Path) -> torch.Tensor:
+    data = dataset(output)
+    return ResidentImages.normalized(data.images, data.mean, data.std, CPU)[torch.arange(len(data))]
+
+
+def experts(output: Path) -> Experts:
+    return Experts.listed(folder(output, "trajectories"), lambda stage, key, _: output / stage / key)
+
+
+def history(output: Path) -> dict[str, list[float]]:
+    return pq.read_table(folder(output, "distill") / "history.parquet").to_pydict()
+
+
+def test_targets_are_the_teacher_s_representations_standardised_by_one_factor(finished):
+    teacher = load_teacher(folder(finished, "teacher"), CPU)
+    data = dataset(finished)
+    raw = teacher.represent(ResidentImages.pixels(data.images, CPU)[torch.arange(len(data))])
+    found = tensors(finished, "targets", "targets.safetensors")
+    torch.testing.assert_close(found["targets"] * found["scale"] + found["center"], raw)
+    assert found["targets"].mean(0).abs().max() < 1e-4
+    assert found["targets"].square().mean().item() == pytest.approx(1.0, abs=1e-2)
+
+
+def test_the_paper_s_raw_targets_are_one_setting_away(finished, tmp_path):
+    raw = run_tiny(tmp_path, {"targets.standardize": False, "evaluate.tasks": [], "distill.iterations": 1})
+    assert raw.succeeded
+    ours = tensors(finished, "targets", "targets.safetensors")
+    plain = tensors(tmp_path, "targets", "targets.safetensors")
+    torch.testing.assert_close(plain["targets"], ours["targets"] * ours["scale"] + ours["center"])
+
+
+def test_scores_are_losses_after_the_first_epoch_averaged_over_the_experts(finished):
+    images, targets = normalized(finished), tensors(finished, "targets", "targets.safetensors")["targets"]
+    spec, listed = distillation(finished).spec, experts(finished)
+    student = build_student(student_config(spec), targets.shape[1], 0)
+    losses = []
+    for index in range(3):
+        torch.nn.utils.vector_to_parameters(listed.theta(index, 1), student.parameters())
+        with torch.no_grad():
+            losses.append((student(images) - targets).square().mean(1))
+    scores = tensors(finished, "select", "selection.safetensors")["scores"]
+    torch.testing.assert_close(scores, torch.stack(losses).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("initialization", ["random", "highLoss", "kCenter"])
+def test_the_synthetic_set_starts_from_the_selected_images_and_moves_away(tmp_path, initialization):
+    run_tiny(tmp_path, {"distill.initialization": initialization, "evaluate.tasks": []})
+    selection = tensors(tmp_path, "select", "selection.safetensors")
+    indices = selection["indices"]
+    assert len(set(indices.tolist())) == 10
+    if initialization == "highLoss":
+        assert selection["scores"][indices].tolist() == sorted(selection["scores"].tolist(), reverse=True)[:10]
+    synthetic = tensors(tmp_path, "distill", "synthetic.safetensors")
+    assert torch.equal(synthetic["initial_images"], normalized(tmp_path)[indices])
+    assert not torch.equal(synthetic["images"], synthetic["initial_images"])
+    targets = tensors(tmp_path, "targets", "targets.safetensors")["targets"][indices]
+    assert not torch.equal(synthetic["targets"], targets)
+    torch.testing.assert_close(synthetic["targets"], targets, atol=1.0, rtol=0)
+
+
+def test_without_steps_the_synthetic_set_stays_what_it_was(tmp_path):
+    still = {"distill.pixelStep": 0.0, "distill.targetStep": 0.0, "distill.rateStep": 0.0, "evaluate.tasks": []}
+    run_tiny(tmp_path, still)
+    indices = tensors(tmp_path, "select", "selection.safetensors")["indices"]
+    synthetic = tensors(tmp_path, "distill", "synthetic.safetensors")
+    assert torch.equal(synthetic["images"], normalized(tmp_path)[indices])
+    assert torch.equal(synthetic["targets"], tensors(tmp_path, "targets", "targets.safetensors")["targets"][indices])
+    assert synthetic["rate"].item() == pytest.approx(0.05)
+
+
+def test_the_history_tells_every_iteration(finished):
+    told = history(finished)
+    assert told["iteration"] == list(range(8))
+    assert set(told["expert"]) <= {0, 1, 2}
+    assert set(told["startEpoch"]) <= {0, 1}
+    assert all(0.0 < loss < 10.0 for loss in told["matchingLoss"])
+    assert told["learningRate"][0] == pytest.approx(0.05)
+
+
+def test_all_experts_and_start_epochs_are_used_and_the_matching_loss_falls(tmp_path):
+    run_tiny(tmp_path, {"distill.iterations": 150, "distill.pixelStep": 30.0, "evaluate.tasks": []})
+    told = history(tmp_path)
+    assert set(zip(told["expert"], told["startEpoch"], strict=True)) == {(e, s) for e in range(3) for s in range(2)}
+    losses = torch.tensor(told["matchingLoss"])
+    assert losses[-30:].mean() < 0.9 * losses[:30].mean()
+
+
+def test_the_learned_rate_stays_positive_however_it_is_stepped(tmp_path):
+    """Ten such steps of the rate itself would take it below zero."""
+    run_tiny(tmp_path, {"distill.rateStep": 0.002, "distill.iterations": 30, "evaluate.tasks": []})
+    rates = history(tmp_path)["learningRate"]
+    assert min(rates) > 0.0
+    assert len(set(rates)) > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrase"),
+    [
+        (
+            {"distill.innerOptimizer": {"rate": 100.0}, "distill.innerSteps": 20, "student.norm": "none"},
+            "innerOptimizer.rate",
+        ),
+        (
+            {"trajectories": {"experts": 1, "epochs": 9, "optimizer": {"rate": 100.0}}},
+            "lower spec.trajectories.optimizer.rate",
+        ),
+        (
+            {"student.norm": "none", "evaluate.baselineRate": 100.0, "evaluate.epochs": 20},
+            "lower spec.evaluate.baselineRate",
+        ),
+    ],
+    ids=["distill", "trajectories", "evaluate"],
+)
+def test_work_that_diverges_is_one_line_that_names_the_setting_and_code_1(limbeck, tmp_path, changes, phrase):
+    outcome = limbeck("run", write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", changes))
+    assert outcome.code == 1
+    assert phrase in outcome.problems[-1]
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("algorithm", ["barlowTwins", "simclr"])
+def test_a_teacher_is_trained_by_either_objective_and_its_losses_are_kept(tmp_path, algorithm):
+    changes = {"teacher.algorithm": algorithm, "teacher.epochs": 6}
+    Run(distillation(tmp_path, changes), workshop(tmp_path)).stage("ingest")
+    result = Run(distillation(tmp_path, changes), workshop(tmp_path)).stage("teacher")
+    losses = json.loads((result.path / "history.json").read_text())["losses"]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+
+
+def test_another_architecture_is_evaluated_beside_the_student_s(finished, tmp_path):
+    changes = {"evaluate.architectures": ["convnet", "resnet10"], "evaluate.epochs": 1, "evaluate.seeds": [0]}
+    changes |= {"evaluate.baselines": ["none"], "evaluate.labelFractions": [0.1, 0.5]}
+    summary = run_tiny(tmp_path, changes)
+    found = [(entry.architecture, entry.method, entry.label_fraction) for entry in summary.accuracies]
+    expected = [(a, m, f) for a in ("convnet", "resnet10") for m in ("distilled", "none") for f in (0.1, 0.5)]
+    assert sorted(found) == sorted(expected)
+    assert summary.recovered_gaps == []
+
+
+def test_every_probe_is_a_row_and_sees_the_labels_that_it_says(finished):
+    scores = read_scores(folder(finished, "evaluate") / "accuracies.parquet")
+    assert len(scores) == 2 * 5
+    train = ImageDataset.open(folder(finished, "ingest digits/train"))
+    counts = torch.tensor(train.labels).bincount()
+    assert {score.labels for score in scores} == {sum(max(1, round(0.1 * int(count))) for count in counts)}
+
+
+def test_without_tasks_nothing_is_evaluated(limbeck, tmp_path):
+    spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", {"evaluate.tasks": []})
+    outcome = limbeck("run", spec)
+    assert outcome.code == 0
+    assert "Nothing was evaluated: the spec has no evaluate.tasks." in outcome.out
+    assert not (tmp_path / "out" / "encoder").exists()
+
+
+def test_a_resnet_is_a_student_too(tmp_path):
+    """At 16 pixels with instance norm, at 8 with batch norm."""
+    for size, norm in ((16, "instance"), (8, "batch")):
+        changes = {"source.imageSize": size, "student": {"architecture": "resnet10", "width": 4, "norm": norm}}
+        changes |= {"trajectories.experts": 1, "distill.iterations": 2, "evaluate.seeds": [0], "evaluate.epochs": 1}
+        summary = run_tiny(tmp_path / norm, changes)
+        assert summary.succeeded
+        assert summary.accuracies[0].architecture == "convnet"
