@@ -26,7 +26,7 @@ def test_the_laptop_example_runs_end_to_end_on_real_pictures(tmp_path):
     tiny = [
         f"source.uri={train}",
         "source.limit=600",
-        f"evaluate.tasks=[{{name: cifar10, train: {{uri: '{train}', limit: 600}}, test: {{uri: '{test}', limit: 200}}}}]",
+        f"evaluate.tasks=[{{name: cifar, train: {{uri: '{train}', limit: 600}}, test: {{uri: '{test}', limit: 200}}}}]",
         "evaluate.labelFractions=[0.1, 0.5]",
         "evaluate.seeds=[0, 1]",
         "evaluate.epochs=2",
