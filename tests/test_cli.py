@@ -163,6 +163,7 @@ def test_an_interrupt_while_it_starts_is_no_traceback(tmp_path):
     spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out")
     program = (
         "import os, signal, sys; from limbeck import cli, specfile\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "read = specfile.read_spec\n"
         "def interrupted(*arguments):\n    os.kill(os.getpid(), signal.SIGINT); return read(*arguments)\n"
         "specfile.read_spec = interrupted\n"

@@ -420,8 +420,8 @@ class DistillationSpec(Section):
         networks: list[tuple[str, Architecture, int | None, Norm]] = [
             ("student", student.architecture, student.depth, student.norm)
         ]
-        if self.teacher.algorithm != "pretrained":
-            teacher = self.teacher
+        teacher = self.teacher
+        if teacher.checkpoint is None or teacher.checkpoint.endswith(".safetensors"):  # others may be anything
             networks.append(("teacher", teacher.architecture, teacher.depth, teacher.norm))
         for position, architecture in enumerate(self.evaluate.architectures):
             if architecture == "convnet" != student.architecture:

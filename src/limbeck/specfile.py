@@ -140,14 +140,19 @@ def _index(name: str, node: yaml.Node, at: Location, lines: dict[Location, int])
             text = str(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
             if key.tag not in (_TEXT, _MERGE):
                 where = f"{_dotted(at)}: " if at else ""
-                raise SpecError([f"{name}:{line}: {where}the key {text!r} is not text; put it in quotes"])
+                raise SpecError([f"{_at(name, line)}: {where}the key {text!r} is not text; put it in quotes"])
             if text in seen:
-                raise SpecError([f"{name}:{line}: {_dotted((*at, text))} stands twice, first on line {seen[text]}"])
+                twice = f"{_dotted((*at, text))} stands twice, first on line {seen[text]}"
+                raise SpecError([f"{_at(name, line)}: {twice}"])
             seen[text] = lines[(*at, text)] = line
             _index(name, value, (*at, text), lines)
     elif isinstance(node, yaml.SequenceNode):
         for position, item in enumerate(node.value):
             _index(name, item, (*at, position), lines)
+
+
+def _at(name: str, line: int) -> str:
+    return name if name.startswith("--set ") else f"{name}:{line}"
 
 
 def _override(document: dict[str, Any], lines: dict[Location, int], override: str) -> None:

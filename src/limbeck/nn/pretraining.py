@@ -87,8 +87,11 @@ def pretrain_encoder(
             raise FloatingPointError(
                 f"the loss is {loss.item()} after epoch {epoch + 1} at learning rate {recipe.rate:g}"
             )
-    if not all(torch.isfinite(parameter).all() for parameter in encoder.parameters()):
-        raise FloatingPointError(f"the last step at learning rate {recipe.rate:g} left weights that are not finite")
+    with torch.no_grad(), _statistics_kept(encoder):
+        if not encoder(images[torch.arange(min(2, count))].to(device)).isfinite().all():
+            raise FloatingPointError(
+                f"the last step, at learning rate {recipe.rate:g}, left features that are not finite"
+            )
     return encoder.eval()
 
 
