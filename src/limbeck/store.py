@@ -1,8 +1,8 @@
 """The artifact store: results addressed by what they are made of, valid only once their manifest is there.
 
-A result lies under `<output>/<stage>/<key>/`. Its key is the digest of what made it (see `result_key`), its
+A result lies under `<output>/<stage>/<key>/`. Its key is the digest of what made it (see `Identity`), its
 `manifest.json` names every file with size and sha256 and is written last: no manifest, no result. Work under way
-lies apart, under `<output>/work/<stage>/<key>/`, where a killed stage finds its checkpoints again.
+lies apart, in the output's folder `work`, where a killed stage finds its checkpoints again.
 """
 
 from __future__ import annotations
