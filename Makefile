@@ -4,13 +4,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint generate clean
+.PHONY: demo test bench lint generate clean
 
 demo: $(INSTALLED)
 	$(BIN)/limbeck demo
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/distill.py
+	$(BIN)/python benchmarks/experts.py
+	$(BIN)/python benchmarks/accuracy.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

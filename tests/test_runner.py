@@ -21,8 +21,10 @@ from limbeck.data.dataset import ImageDataset
 from limbeck.data.resident import ResidentImages
 from limbeck.errors import InputError
 from limbeck.interrupt import Stopped, StopRequest
-from limbeck.matching.experts import train_expert
+from limbeck.matching.experts import train_experts
+from limbeck.matching.steps import Steps, student_loss
 from limbeck.nn.encoders import build_student, student_config
+from limbeck.nn.flat import FlatNetwork
 from limbeck.runner import Run
 from limbeck.store import Store
 from limbeck.summary import Summary
@@ -149,15 +151,17 @@ def test_an_expert_alone_equals_that_expert_of_many(finished):
     images = ResidentImages.normalized(dataset.images, dataset.mean, dataset.std, torch.device("cpu"))
     places = json.loads(file_of(finished, "trajectories", "experts.json").read_text())["experts"]
     for index in (2, 0):
-        alone = train_expert(
-            build_student(student_config(spec), targets.shape[1], spec.seed, "expert", index),
+        student = build_student(student_config(spec), targets.shape[1], spec.seed, "expert", index)
+        (alone,) = train_experts(
+            [student],
+            Steps(student_loss(FlatNetwork(student))),
             images,
             targets,
             epochs=spec.expert_epochs,
             batch=spec.trajectories.batch,
             optimizer=spec.trajectories.optimizer,
             seed=spec.seed,
-            index=index,
+            indices=[index],
             stop=StopRequest(),
             step_done=lambda: None,
         )

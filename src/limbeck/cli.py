@@ -157,12 +157,14 @@ def schema() -> None:
 def _workshop(specfile: SpecFile, again: str) -> Iterator[Workshop]:
     """Everything that work on this machine needs; a stop inside the block is said with the way to go on."""
     from limbeck.interrupt import Stopped, stop_on_signals
+    from limbeck.memory import keep_freed_memory
     from limbeck.progress import TerminalProgress
     from limbeck.stages.task import Workshop, make_deterministic, pick_device
     from limbeck.store import Store
 
     with specfile.located(), stop_on_signals() as stop:
         make_deterministic()
+        keep_freed_memory()
         store = Store(specfile.distillation.spec.output.uri)
         try:
             yield Workshop(store, pick_device(), TerminalProgress(), stop)

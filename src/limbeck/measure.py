@@ -11,6 +11,8 @@ from typing import ClassVar
 
 import torch
 
+from limbeck.memory import release_freed_memory
+
 
 class MemoryPeak:
     """Measures, over a `with` block, wall time and peak memory: resident (host) and allocated on the accelerator.
@@ -29,6 +31,7 @@ class MemoryPeak:
     def __enter__(self) -> MemoryPeak:
         for outer in self._open:
             outer._look()
+        release_freed_memory()
         self.resident_before = _reset_resident_peak()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

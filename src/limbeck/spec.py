@@ -32,6 +32,7 @@ Norm = Literal["instance", "batch", "none"]
 Initialization = Literal["highLoss", "random", "kCenter"]
 Baseline = Literal["none", "random", "highLoss", "full"]
 OnBadImage = Literal["fail", "skip"]
+Precision = Literal["float32", "bfloat16"]
 
 
 def _conflict(field: str, found: object, allowed: str) -> PydanticCustomError:
@@ -184,6 +185,9 @@ class Trajectories(Section):
     )
     batch: int = Field(256, ge=1, le=65536, description="Images a step.")
     optimizer: Sgd = Field(default_factory=Sgd, description="How an expert is trained.")
+    precision: Precision = Field(
+        "float32", description="Arithmetic of the experts' networks; parameters stay in float32."
+    )
 
 
 class Distill(Section):
@@ -197,6 +201,12 @@ class Distill(Section):
     iterations: int = Field(5000, ge=1, le=10_000_000, description="Updates of the synthetic set.")
     inner_steps: int = Field(40, ge=1, le=10_000, description="Student steps an iteration (N).")
     inner_batch: int = Field(256, ge=1, le=65536, description="Synthetic images a student step.")
+    pairs: int = Field(
+        1, ge=1, le=1024, description="(Expert, start epoch) pairs that an iteration averages its gradient over."
+    )
+    precision: Precision = Field(
+        "float32", description="Arithmetic of the student's network; parameters and adjoints stay in float32."
+    )
     expert_gap: int = Field(2, ge=1, le=1000, description="Epochs of an expert that N steps must match (M).")
     max_start_epoch: int = Field(
         2, ge=1, le=1000, description="The start epoch is drawn from 0 up to, not including, this."
@@ -369,13 +379,36 @@ class Resources(Section):
 StageName = Literal["ingest", "teacher", "targets", "trajectories", "select", "distill", "evaluate", "register"]
 
 
+class Engine(Section):
+    """How training steps are computed; no result depends on it beyond rounding."""
+
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether steps are compiled; auto compiles where the work is long enough to repay the minute that "
+        "it takes.",
+    )
+    memory_budget: Quantity | None = Field(
+        None,
+        description="Memory for holding the graphs of inner steps, which saves computing them twice, as a Kubernetes "
+        "quantity; 0 holds none. By default half of what is free on an accelerator, 512Mi on the CPU.",
+    )
+    experts_together: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Experts trained at once; by default as many as fit on an accelerator, up to 16, and one on the "
+        "CPU.",
+    )
+
+
 class Execution(Section):
-    """How a cluster runs it; on a laptop it has no effect."""
+    """Where and how it is run; of this a run on one machine looks at engine alone."""
 
     backend: Literal["local", "job", "kubeflow"] = Field("local", description="Who runs the stages.")
     image: str | None = Field(None, min_length=1, max_length=500, description="Container image.")
     service_account: Name | None = Field(None, description="Service account of the pods.")
     ray: Ray = Field(default_factory=Ray, description="Where experts are fanned out.")
+    engine: Engine = Field(default_factory=Engine, description="How training steps are computed.")
     resources: dict[StageName, Resources] = Field(default_factory=dict, description="Resources of the pods, by stage.")
     suspend: bool = Field(False, description="Do not start; stop when running.")
     active_deadline_seconds: Count | None = Field(None, description="Longest time that a run may take.")

@@ -12,7 +12,7 @@ def unrolled_match(loss, start, goal, images, targets, rate, batches, inner):
     for batch in batches:
         x = images if batch is None else images[batch]
         y = targets if batch is None else targets[batch]
-        (gradient,) = torch.autograd.grad(loss(theta, x, y), theta, create_graph=True)
+        (gradient,) = torch.autograd.grad(loss(theta[None], x[None], y[None])[0], theta, create_graph=True)
         velocity = inner.momentum * velocity + gradient + inner.weight_decay * theta
         theta = theta - rate * velocity
     value = (theta - goal).square().sum() / (start - goal).square().sum()

@@ -9,9 +9,10 @@ import torch
 
 from limbeck.checkpoint import save_tensors
 from limbeck.interrupt import Stopped, StopRequest
-from limbeck.matching.experts import FILE, LIST, Experts, expert_steps, train_expert
+from limbeck.matching.experts import FILE, LIST, Experts, expert_steps, train_experts
+from limbeck.matching.steps import Steps, student_loss
 from limbeck.nn.encoders import EncoderConfig, build_student
-from limbeck.nn.flat import flatten
+from limbeck.nn.flat import FlatNetwork, flatten
 from limbeck.seeding import generator
 from limbeck.spec import Sgd
 
@@ -22,10 +23,15 @@ def student(index=0):
     return build_student(EncoderConfig("convnet", 8, 4, "instance", 1), 4, 0, "expert", index)
 
 
-def trained(start=0, **changed):
+def side_by_side(students, **changed):
     settings = {"epochs": 3, "batch": 8, "optimizer": Sgd(rate=0.05, momentum=0.9, weight_decay=1e-2), "seed": 0}
-    settings |= {"index": start, "stop": StopRequest(), "step_done": lambda: None} | changed
-    return train_expert(student(start), IMAGES, TARGETS, **settings)
+    settings |= {"indices": range(len(students)), "stop": StopRequest(), "step_done": lambda: None} | changed
+    steps = Steps(student_loss(FlatNetwork(students[0])))
+    return train_experts(students, steps, IMAGES, TARGETS, **settings)
+
+
+def trained(start=0, index=None, **changed):
+    return side_by_side([student(start)], indices=[start if index is None else index], **changed)[0]
 
 
 def test_an_expert_is_trained_as_torch_s_own_sgd_trains():
@@ -48,6 +54,7 @@ def test_an_expert_is_trained_as_torch_s_own_sgd_trains():
 def test_experts_are_repeatable_differ_from_each_other_and_leave_the_student_alone():
     module = student()
     before = flatten(module)
+    side_by_side([module])
     assert torch.equal(trained(0).theta, trained(0).theta)
     assert torch.equal(flatten(module), before)
     assert not torch.equal(trained(0).theta[0], trained(1).theta[0])
@@ -77,6 +84,26 @@ def test_an_expert_stops_when_it_is_asked_to():
     stop.requested = True
     with pytest.raises(Stopped):
         trained(stop=stop)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_experts_side_by_side_equal_those_trained_alone(norm):
+    students = [build_student(EncoderConfig("convnet", 8, 8, norm, 1), 4, 0, "expert", index) for index in range(3)]
+    together = side_by_side(students, epochs=2)
+    for index, expert in enumerate(together):
+        (alone,) = side_by_side([students[index]], indices=[index], epochs=2)
+        assert torch.equal(expert.theta[0], alone.theta[0])
+        assert ((expert.theta - alone.theta).norm() / alone.theta.norm()).item() < 1e-4
+        torch.testing.assert_close(expert.losses, alone.losses, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(together[0].theta[1], together[1].theta[1])
+
+
+def test_the_one_of_a_group_that_diverges_is_named():
+    with torch.no_grad():
+        broken = student(1)
+        broken.head.bias.fill_(1e30)
+    with pytest.raises(FloatingPointError, match="expert 7 is not finite in epoch 1"):
+        side_by_side([student(0), broken, student(2)], indices=[6, 7, 8])
 
 
 def test_snapshots_are_read_one_by_one_from_disk(tmp_path):

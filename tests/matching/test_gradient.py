@@ -12,40 +12,44 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.matching.match import inner_batches, match, student_loss
+from limbeck.matching.match import inner_order, match
+from limbeck.matching.steps import Steps, student_loss
 from limbeck.matching.unroll import InnerLoop
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
 from tests.matching.plain import unrolled_match
 
 
-def problem(architecture, norm, image_size, width, size, dimension, steps, batch, seed):
-    config = EncoderConfig(architecture, image_size=image_size, width=width, norm=norm, depth=1)
-    student = build_student(config, dimension, seed).double()
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(size, 3, image_size, image_size, generator=generator, dtype=torch.float64)
-    targets = torch.randn(size, dimension, generator=generator, dtype=torch.float64)
-    start = flatten(student)
-    goal = start + 0.1 * torch.randn(start.shape, generator=generator, dtype=torch.float64)
-    batches = inner_batches(size, batch, steps, generator, torch.device("cpu"))
-    rate = torch.tensor(0.05, dtype=torch.float64)
-    return student_loss(FlatNetwork(student)), start, goal, images, targets, rate, batches
-
-
 def relative_error(ours, reference):
     return ((ours - reference).norm() / reference.norm().clamp_min(1e-30)).item()
 
 
-def check_exact(arguments, inner):
-    ours = match(*arguments, inner)
-    loss, gradients = unrolled_match(*arguments, inner)
-    assert relative_error(ours.loss, loss) < 1e-10
+def check_exact(config, size, dimension, steps, batch, pairs, hold, inner, seed):
+    """Stacked pairs, replayed, against each pair unrolled alone; the gradients are of the sum."""
+    students = [build_student(config, dimension, seed, pair).double() for pair in range(pairs)]
+    loss, generator = student_loss(FlatNetwork(students[0])), torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 3, config.image_size, config.image_size, generator=generator, dtype=torch.float64)
+    targets = torch.randn(size, dimension, generator=generator, dtype=torch.float64)
+    start = torch.stack([flatten(student) for student in students])
+    goal = start + 0.1 * torch.randn(start.shape, generator=generator, dtype=torch.float64)
+    orders = [inner_order(size, batch, steps, generator) for _ in range(pairs)]
+    batches = [None] * steps if orders[0] is None else list(torch.stack(orders, 1))
+    rate = torch.tensor(0.05, dtype=torch.float64)
+
+    ours = match(Steps(loss), start, goal, images, targets, rate, batches, inner, min(hold, steps))
+    totals = [torch.zeros_like(tensor) for tensor in (images, targets, rate)]
+    for pair in range(pairs):
+        own = [None if each is None else each[pair] for each in batches]
+        value, gradients = unrolled_match(loss, start[pair], goal[pair], images, targets, rate, own, inner)
+        assert relative_error(ours.losses[pair], value) < 1e-10
+        for total, gradient in zip(totals, gradients, strict=True):
+            total += gradient
     replayed = (ours.gradient.images, ours.gradient.targets, ours.gradient.rate)
-    for gradient, reference in zip(replayed, gradients, strict=True):
+    for gradient, reference in zip(replayed, totals, strict=True):
         assert relative_error(gradient, reference) < 1e-10
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     norm=st.sampled_from(["instance", "batch", "none"]),
     image_size=st.sampled_from([4, 8]),
@@ -54,15 +58,17 @@ def check_exact(arguments, inner):
     dimension=st.integers(1, 5),
     steps=st.integers(1, 6),
     batch=st.integers(2, 8),
+    pairs=st.integers(1, 3),
+    hold=st.integers(0, 6),
     momentum=st.sampled_from([0.0, 0.5, 0.9]),
     weight_decay=st.sampled_from([0.0, 1e-2]),
     seed=st.integers(0, 1000),
 )
 def test_convnet_gradient_equals_the_unrolled_one(
-    norm, image_size, width, size, dimension, steps, batch, momentum, weight_decay, seed
+    norm, image_size, width, size, dimension, steps, batch, pairs, hold, momentum, weight_decay, seed
 ):
-    arguments = problem("convnet", norm, image_size, width, size, dimension, steps, batch, seed)
-    check_exact(arguments, InnerLoop(momentum, weight_decay))
+    config = EncoderConfig("convnet", image_size, width, norm, depth=1)
+    check_exact(config, size, dimension, steps, batch, pairs, hold, InnerLoop(momentum, weight_decay), seed)
 
 
 @settings(max_examples=8, deadline=None)
@@ -70,44 +76,48 @@ def test_convnet_gradient_equals_the_unrolled_one(
     norm=st.sampled_from(["instance", "batch"]),
     size=st.integers(3, 5),
     steps=st.integers(1, 4),
+    pairs=st.integers(1, 2),
+    hold=st.integers(0, 2),
     momentum=st.sampled_from([0.0, 0.9]),
     seed=st.integers(0, 1000),
 )
-def test_resnet10_gradient_equals_the_unrolled_one(norm, size, steps, momentum, seed):
-    arguments = problem("resnet10", norm, 16, 4, size, 3, steps, 3, seed)
-    check_exact(arguments, InnerLoop(momentum, 1e-3))
+def test_resnet10_gradient_equals_the_unrolled_one(norm, size, steps, pairs, hold, momentum, seed):
+    config = EncoderConfig("resnet10", 16, 4, norm)
+    check_exact(config, size, 3, steps, 3, pairs, hold, InnerLoop(momentum, 1e-3), seed)
 
 
 @pytest.mark.parametrize("batch", [3, 7, 20])
 def test_inner_batches_have_one_length_and_use_every_image_equally(batch):
     size, steps = 7, 21
-    batches = inner_batches(size, batch, steps, torch.Generator().manual_seed(0), torch.device("cpu"))
-    assert len(batches) == steps
+    order = inner_order(size, batch, steps, torch.Generator().manual_seed(0))
     if batch >= size:
-        assert all(indices is None for indices in batches)
+        assert order is None
     else:
-        assert {len(indices) for indices in batches} == {batch}
-        counts = torch.cat(batches).bincount(minlength=size)
+        assert order.shape == (steps, batch)
+        counts = order.flatten().bincount(minlength=size)
         assert counts.min() == counts.max() == steps * batch // size
 
 
 MEASURE = """
 import json, sys, torch
 from limbeck.measure import MemoryPeak
-from limbeck.matching.match import inner_batches, match, student_loss
+from limbeck.matching.match import match
+from limbeck.matching.steps import Steps, student_loss
 from limbeck.matching.unroll import InnerLoop
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
 from tests.matching.plain import unrolled_match
 
-steps, way = int(sys.argv[1]), {"ours": match, "plain": unrolled_match}[sys.argv[2]]
+steps, way = int(sys.argv[1]), sys.argv[2]
 student = build_student(EncoderConfig("convnet", image_size=32, width=32, norm="instance"), 16, 0)
 start = flatten(student)
 loss = student_loss(FlatNetwork(student))
-images, targets = torch.randn(32, 3, 32, 32), torch.randn(32, 16)
+images, targets, rate, inner = torch.randn(32, 3, 32, 32), torch.randn(32, 16), torch.tensor(0.05), InnerLoop(0.9)
 def go(n):
-    batches = inner_batches(32, 32, n, torch.Generator(), torch.device("cpu"))
-    way(loss, start, start + 0.01, images, targets, torch.tensor(0.05), batches, InnerLoop(0.9))
+    if way == "ours":
+        match(Steps(loss), start[None], start[None] + 0.01, images, targets, rate, [None] * n, inner)
+    else:
+        unrolled_match(loss, start, start + 0.01, images, targets, rate, [None] * n, inner)
 go(1)
 with MemoryPeak() as peak:
     go(steps)

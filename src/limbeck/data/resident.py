@@ -43,11 +43,11 @@ class ResidentImages:
         return len(self._mapped)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """The images f32[b, 3, s, s] at CPU indices i64[b]."""
+        """The images f32[..., 3, s, s] at indices i64[...], on the device or the CPU."""
         if self._resident is not None:
             raw = self._resident[indices.to(self.device)]
         else:
-            raw = torch.from_numpy(self._mapped[indices.numpy()]).to(self.device)
+            raw = torch.from_numpy(self._mapped[indices.cpu().numpy()]).to(self.device)
         return raw.float().mul_(self._scale).add_(self._shift)
 
 

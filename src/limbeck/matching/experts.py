@@ -8,7 +8,8 @@ which process trains it, or how many others there are.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from limbeck.interrupt import StopRequest
-from limbeck.matching.match import student_loss
-from limbeck.matching.unroll import InnerLoop, sgd_step
+from limbeck.matching.steps import Steps
+from limbeck.matching.unroll import InnerLoop, next_velocity
 from limbeck.nn.encoders import Student
-from limbeck.nn.flat import FlatNetwork, flatten
+from limbeck.nn.flat import flatten
 from limbeck.nn.pretraining import Images
 from limbeck.seeding import generator
 from limbeck.spec import Sgd
@@ -37,8 +38,9 @@ class Expert:
     losses: Tensor  # f32[epochs]
 
 
-def train_expert(
-    student: Student,
+def train_experts(
+    students: Sequence[Student],
+    steps: Steps,
     images: Images,
     targets: Tensor,
     *,
@@ -46,49 +48,58 @@ def train_expert(
     batch: int,
     optimizer: Sgd,
     seed: int,
-    index: int,
+    indices: Sequence[int],
     stop: StopRequest,
     step_done: Callable[[], None],
-) -> Expert:
-    """Train one student on the full data with mean squared error to the targets (section 4 of the paper).
+) -> list[Expert]:
+    """Train students on the full data with mean squared error to the targets (section 4 of the paper), side by side.
+
+    Each has its own parameters, its own order of the images and no part in the others: it equals the one trained
+    alone to within rounding.
 
     Args:
-        student: its initial parameters are theta_0; it is moved to the device of the targets, and trained no further.
+        students: their initial parameters are theta_0; they are left as they are.
+        steps: the derivatives of their loss.
         images: normalised images f32[n, 3, s, s], on the device of the targets.
         targets: f32[n, d].
         epochs: how many; a last batch shorter than the rest is left out of its epoch.
         batch: images a step.
         optimizer: SGD's rate, momentum and weight decay.
         seed: the spec's.
-        index: the expert's number; the order of its images comes from (seed, index, epoch).
+        indices: the experts' numbers; the order of an expert's images comes from (seed, index, epoch).
         stop: looked at between steps.
-        step_done: called after every step.
+        step_done: called after every step of all of them.
 
     Raises:
-        FloatingPointError: the loss is no longer finite.
+        FloatingPointError: the loss of one is no longer finite.
     """
     device = targets.device
-    loss = student_loss(FlatNetwork(student.to(device)))
     inner = InnerLoop(optimizer.momentum, optimizer.weight_decay)
-    theta = flatten(student)
+    theta = torch.stack([flatten(student) for student in students]).to(device)
     velocity = torch.zeros_like(theta)
     count, batch = len(images), min(batch, len(images))
     snapshots, losses = [theta.cpu()], []
     for epoch in range(epochs):
-        order = torch.randperm(count, generator=generator(seed, "expert", index, "order", epoch))
-        total, steps = torch.zeros((), device=device), count // batch
-        for step in range(steps):
-            chosen = order[step * batch : (step + 1) * batch]
-            x, y = images[chosen], targets[chosen.to(device)]
-            theta, velocity, value = sgd_step(loss, theta, velocity, optimizer.rate, inner, x, y)
-            total += value
+        shuffles = [torch.randperm(count, generator=generator(seed, "expert", k, "order", epoch)) for k in indices]
+        order = torch.stack(shuffles).to(device)  # drawn on the CPU, so that every device sees the same
+        total, count_steps = torch.zeros(len(theta), device=device), count // batch
+        for step in range(count_steps):
+            chosen = order[:, step * batch : (step + 1) * batch]
+            gradient, values = steps.gradient(theta, images[chosen], targets[chosen])
+            velocity = next_velocity(velocity, gradient, theta, inner)
+            theta = theta - optimizer.rate * velocity
+            total += values
             step_done()
             stop.check()
-        if not torch.isfinite(total):
-            raise FloatingPointError(f"the loss of expert {index} is not finite in epoch {epoch + 1}")
+        for index, value in zip(indices, total.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the loss of expert {index} is not finite in epoch {epoch + 1}")
         snapshots.append(theta.cpu())
-        losses.append(total.cpu() / steps)
-    return Expert(torch.stack(snapshots), torch.stack(losses))
+        losses.append(total.cpu() / count_steps)
+    return [
+        Expert(torch.stack([s[k] for s in snapshots]), torch.stack([loss[k] for loss in losses]))
+        for k in range(len(indices))
+    ]
 
 
 def expert_steps(count: int, batch: int, epochs: int) -> int:

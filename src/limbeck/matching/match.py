@@ -7,31 +7,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from limbeck.matching.unroll import InnerLoop, StudentLoss, SyntheticGradient, replay_gradient, run_inner_loop
-from limbeck.nn.flat import FlatNetwork
+from limbeck.matching.steps import Steps
+from limbeck.matching.unroll import InnerLoop, SyntheticGradient, replay_gradient, run_inner_loop
 
 
 @dataclass(frozen=True)
 class Match:
-    """The matching loss of one (expert, start) pair and its gradient."""
+    """The matching losses of p (expert, start) pairs and the gradient of their sum."""
 
-    loss: Tensor  # scalar
+    losses: Tensor  # f[p]
     gradient: SyntheticGradient
 
 
-def student_loss(network: FlatNetwork) -> StudentLoss:
-    """Mean squared error of a student f[b, d] to its targets f[b, d], as a function of theta f[P]."""
-
-    def loss(theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        return functional.mse_loss(network(theta, images), targets)
-
-    return loss
-
-
 def match(
-    loss: StudentLoss,
+    steps: Steps,
     start: Tensor,
     goal: Tensor,
     images: Tensor,
@@ -39,37 +29,36 @@ def match(
     rate: Tensor,
     batches: Sequence[Tensor | None],
     inner: InnerLoop,
+    hold: int = 0,
 ) -> Match:
     """||theta_N - goal||^2 / ||start - goal||^2 after training from `start` on the synthetic set, and its gradient.
 
     Args:
-        loss: the student's training loss.
-        start: the expert's parameters theta_s at the start epoch, f[P].
-        goal: the expert's parameters theta_{s+M}, M epochs later, f[P].
+        steps: the derivatives of the student's training loss.
+        start: the experts' parameters theta_s at the start epochs, f[p, P].
+        goal: the experts' parameters theta_{s+M}, M epochs later, f[p, P].
         images: the synthetic images, f[m, 3, s, s].
         targets: their targets, f[m, d].
         rate: the inner learning rate, a scalar.
         batches: as in `run_inner_loop`.
         inner: as in `run_inner_loop`.
+        hold: as in `run_inner_loop`.
     """
-    trajectory = run_inner_loop(loss, start, images, targets, rate, batches, inner)
-    with torch.no_grad():
-        distance = (start - goal).square().sum()
-        difference = trajectory.final - goal
-        value = difference.square().sum() / distance
-        adjoint = 2.0 * difference / distance
-    return Match(value, replay_gradient(loss, trajectory, adjoint, images, targets, rate, batches, inner))
+    trajectory = run_inner_loop(steps, start, images, targets, rate, batches, inner, hold)
+    distance = (start - goal).square().sum(1, keepdim=True)
+    difference = trajectory.final - goal
+    losses = difference.square().sum(1) / distance[:, 0]
+    adjoint = 2.0 * difference / distance
+    return Match(losses, replay_gradient(steps, trajectory, adjoint, images, targets, rate, batches, inner))
 
 
-def inner_batches(
-    size: int, batch: int, steps: int, generator: torch.Generator, device: torch.device
-) -> list[Tensor | None]:
-    """Indices of each inner step: shuffles of 0..size-1 laid end to end and cut into `steps` batches.
+def inner_order(size: int, batch: int, steps: int, generator: torch.Generator) -> Tensor | None:
+    """Indices i64[steps, b] of each inner step: shuffles of 0..size-1 laid end to end and cut into batches.
 
-    All batches have the same length, min(batch, size); where that is the whole set, None stands for it.
+    All batches have the same length, min(batch, size); where that is the whole set there is no order: None.
     """
     if batch >= size:
-        return [None] * steps
+        return None
     shuffles = -(-steps * batch // size)
     order = torch.cat([torch.randperm(size, generator=generator) for _ in range(shuffles)])
-    return list(order[: steps * batch].to(device).view(steps, batch).unbind())
+    return order[: steps * batch].view(steps, batch)

@@ -6,8 +6,8 @@ Forward, N steps of SGD with momentum mu and weight decay w on batches (x_k, y_k
     v_{k+1}     = mu v_k + g_k                                   (v_0 = 0)
     theta_{k+1} = theta_k - lr v_{k+1}
 
-Only theta_0..theta_N and v_0..v_N are kept, not the graph. Backward, with a the adjoint of theta and b that of v,
-each step's graph is built again alone, differentiated and dropped, for k = N-1..0:
+Only theta_0..theta_N and v_1..v_N are kept, not the graph. Backward, with a the adjoint of theta and b that of v,
+each step is differentiated again alone, for k = N-1..0:
 
     b   <- b - lr a                         (all that reaches v_{k+1})
     lr' <- lr' - <a, v_{k+1}>
@@ -16,19 +16,21 @@ each step's graph is built again alone, differentiated and dropped, for k = N-1.
 
 where H_k is the Hessian, symmetric, so that all three products are one gradient of <g_k, b>. With mu = 0 this is
 plain SGD. It is reverse-mode differentiation of the unrolled loop (Maclaurin et al., 2015, without their lossy
-reversal), so the gradients equal those of keeping the whole graph, whatever N, in the memory of one step.
+reversal), so the gradients equal those of keeping the whole graph, whatever N, in the memory of one step. Where there
+is memory to spare, the graphs of the last steps are held from the forward pass, which saves building them again.
+
+Several (expert, start) pairs are unrolled at once as stacked parameters f[p, P], each on its own batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-# L(theta, images, targets): the training loss of one inner step, a scalar
-StudentLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+from limbeck.matching.steps import Held, Steps
 
 
 @dataclass(frozen=True)
@@ -50,74 +52,68 @@ class SyntheticGradient:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What the forward pass keeps: N + 1 parameter vectors and, with momentum, as many velocities."""
+    """What the forward pass keeps: N + 1 parameter vectors, N velocities, and the graphs that are held."""
 
-    thetas: list[Tensor]  # each f[P]
-    velocities: list[Tensor]  # each f[P]; velocities[k] is v_k
+    thetas: list[Tensor]  # each f[p, P]; thetas[k] is theta_k
+    velocities: list[Tensor]  # each f[p, P]; velocities[k] is v_{k+1}
+    held: dict[int, Held] = field(default_factory=dict)  # by step
 
     @property
     def final(self) -> Tensor:
-        """theta_N, f[P]."""
+        """theta_N, f[p, P]."""
         return self.thetas[-1]
 
 
-def sgd_step(
-    loss: StudentLoss,
-    theta: Tensor,
-    velocity: Tensor,
-    rate: Tensor | float,
-    inner: InnerLoop,
-    x: Tensor,
-    y: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of SGD: (theta_{k+1} f[P], v_{k+1} f[P], the loss before the step), all detached."""
-    with torch.enable_grad():
-        theta = theta.detach().requires_grad_()
-        value = loss(theta, x, y)
-        (gradient,) = torch.autograd.grad(value, theta)
-    with torch.no_grad():
-        velocity = _velocity(velocity, gradient, theta, inner)
-        return theta - rate * velocity, velocity, value.detach()
-
-
-def _velocity(velocity: Tensor, gradient: Tensor, theta: Tensor, inner: InnerLoop) -> Tensor:
+def next_velocity(velocity: Tensor, gradient: Tensor, theta: Tensor, inner: InnerLoop) -> Tensor:
+    """v_{k+1}, f[p, P], from v_k, the loss's gradient and theta_k."""
     if inner.weight_decay:
         gradient = gradient + inner.weight_decay * theta
     return inner.momentum * velocity + gradient if inner.momentum else gradient
 
 
+@torch.no_grad()
 def run_inner_loop(
-    loss: StudentLoss,
+    steps: Steps,
     theta: Tensor,
     images: Tensor,
     targets: Tensor,
     rate: Tensor,
     batches: Sequence[Tensor | None],
     inner: InnerLoop,
+    hold: int = 0,
 ) -> Trajectory:
-    """Train from theta f[P] on the synthetic set, one step a batch.
+    """Train from theta f[p, P] on the synthetic set, one step a batch.
 
     Args:
-        loss: L(theta, x, y).
-        theta: theta_0, f[P].
+        steps: the derivatives of L(theta, x, y).
+        theta: theta_0 of each of p networks, f[p, P].
         images: the synthetic images, f[m, 3, s, s].
         targets: their targets, f[m, d].
         rate: the inner learning rate, a positive scalar.
-        batches: for each step the indices i64[b] into the set; None is the whole set, without a copy.
+        batches: for each step the indices i64[p, b] into the set; None is the whole set, without a copy.
         inner: momentum and weight decay.
+        hold: of how many steps, the last ones, the graph is held for the replay.
     """
-    thetas, velocities = [theta.detach()], [torch.zeros_like(theta)]
+    path = Trajectory([theta.detach()], [])
     images, targets, rate = images.detach(), targets.detach(), rate.detach()
-    for batch in batches:
-        x, y = _pick(images, batch), _pick(targets, batch)
-        theta, velocity, _ = sgd_step(loss, thetas[-1], velocities[-1], rate, inner, x, y)
-        thetas.append(theta)
-        velocities.append(velocity if inner.momentum else velocities[0])
-    return Trajectory(thetas, velocities)
+    velocity = torch.zeros_like(path.final)
+    for k, batch in enumerate(batches):
+        theta = path.final
+        x, y = pick(images, batch, len(theta)), pick(targets, batch, len(theta))
+        if k >= len(batches) - hold:
+            path.held[k] = steps.held(theta, x, y)
+            gradient = path.held[k].gradient.detach()
+        else:
+            gradient, _ = steps.gradient(theta, x, y)
+        velocity = next_velocity(velocity, gradient, theta, inner)
+        path.velocities.append(velocity)
+        path.thetas.append(theta - rate * velocity)
+    return path
 
 
+@torch.no_grad()
 def replay_gradient(
-    loss: StudentLoss,
+    steps: Steps,
     trajectory: Trajectory,
     adjoint: Tensor,
     images: Tensor,
@@ -126,36 +122,39 @@ def replay_gradient(
     batches: Sequence[Tensor | None],
     inner: InnerLoop,
 ) -> SyntheticGradient:
-    """Gradients of an outer loss with gradient `adjoint` f[P] at theta_N; other arguments as `run_inner_loop` had."""
+    """Gradients of an outer loss with gradient `adjoint` f[p, P] at theta_N; other arguments as `run_inner_loop` had.
+
+    The graphs that the trajectory holds are used up.
+    """
     images, targets, rate = images.detach(), targets.detach(), rate.detach()
     image_gradient, target_gradient = torch.zeros_like(images), torch.zeros_like(targets)
     rate_gradient = torch.zeros_like(rate)
     a, b = adjoint.detach(), torch.zeros_like(adjoint)
     for k in range(len(batches) - 1, -1, -1):
-        batch = batches[k]
-        theta = trajectory.thetas[k].detach().requires_grad_()
-        x = _pick(images, batch).detach().requires_grad_()
-        y = _pick(targets, batch).detach().requires_grad_()
+        theta, batch = trajectory.thetas[k], batches[k]
+        rate_gradient -= (a * trajectory.velocities[k]).sum()
         b = b - rate * a
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss(theta, x, y), theta, create_graph=True)
-            hessian_b, x_gradient, y_gradient = torch.autograd.grad(gradient, (theta, x, y), b)
-        with torch.no_grad():
-            velocity = _velocity(trajectory.velocities[k], gradient.detach(), theta.detach(), inner)
-            rate_gradient -= torch.dot(a, velocity)
-            a = a + hessian_b + inner.weight_decay * b
-            b = inner.momentum * b
-            _add(image_gradient, batch, x_gradient)
-            _add(target_gradient, batch, y_gradient)
+        held = trajectory.held.pop(k, None)
+        if held is None:
+            x, y = pick(images, batch, len(theta)), pick(targets, batch, len(theta))
+            products = steps.products(theta, x, y, b)
+        else:
+            products = held.products(b)
+        del held
+        a = a + products.theta + inner.weight_decay * b
+        b = inner.momentum * b
+        _add(image_gradient, batch, products.images)
+        _add(target_gradient, batch, products.targets)
     return SyntheticGradient(image_gradient, target_gradient, rate_gradient)
 
 
-def _pick(rows: Tensor, batch: Tensor | None) -> Tensor:
-    return rows if batch is None else rows[batch]
+def pick(rows: Tensor, batch: Tensor | None, networks: int) -> Tensor:
+    """Each network's batch, f[p, b, ...], of the rows f[m, ...] at i64[p, b]; None is all rows, without a copy."""
+    return rows.expand(networks, *rows.shape) if batch is None else rows[batch]
 
 
 def _add(total: Tensor, batch: Tensor | None, part: Tensor) -> None:
     if batch is None:
-        total += part
+        total += part.sum(0)
     else:
-        total.index_add_(0, batch, part)
+        total.index_add_(0, batch.flatten(), part.flatten(0, 1))

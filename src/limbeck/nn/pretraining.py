@@ -17,7 +17,7 @@ from limbeck.seeding import generator, seeded
 
 
 class Images(Protocol):
-    """Normalised images by index: a tensor f32[n, 3, s, s], or anything that makes such batches."""
+    """Normalised images by index i64[...]: a tensor f32[n, 3, s, s], or anything that makes such batches."""
 
     def __getitem__(self, indices: Tensor, /) -> Tensor: ...
 
@@ -53,7 +53,7 @@ def pretrain_encoder(
 
     Args:
         encoder: maps f32[b, 3, s, s] to features of any shape [b, ...], flattened for the head.
-        images: normalised images f32[n, 3, s, s].
+        images: normalised images f32[n, 3, s, s]; other than a tensor, they give their batches on `device`.
         targets: f32[n, d].
         recipe: optimiser, epochs and batch; a last batch shorter than the rest is left out of its epoch.
         seed: of the head's weights and of the order of the images.
@@ -66,18 +66,20 @@ def pretrain_encoder(
     encoder = encoder.to(device).train()
     count, batch = len(images), min(recipe.batch, len(images))
     targets = targets.to(device)
+    if isinstance(images, Tensor):
+        images = images.to(device)
     with torch.no_grad(), _statistics_kept(encoder):
-        features = encoder(images[torch.arange(min(2, count))].to(device)).flatten(1).shape[1]
+        features = encoder(images[torch.arange(min(2, count), device=device)]).flatten(1).shape[1]
     with seeded(seed, "pretrain", "head"):
         student = Student(nn.Sequential(encoder, nn.Flatten()), features, targets.shape[1]).to(device)
     optimizer = torch.optim.SGD(
         student.parameters(), lr=recipe.rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
     for epoch in range(recipe.epochs):
-        order = torch.randperm(count, generator=generator(seed, "pretrain", "order", epoch))
+        order = torch.randperm(count, generator=generator(seed, "pretrain", "order", epoch)).to(device)
         for step in range(count // batch):
             chosen = order[step * batch : (step + 1) * batch]
-            loss = functional.mse_loss(student(images[chosen].to(device)), targets[chosen.to(device)])
+            loss = functional.mse_loss(student(images[chosen]), targets[chosen])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -88,7 +90,7 @@ def pretrain_encoder(
                 f"the loss is {loss.item()} after epoch {epoch + 1} at learning rate {recipe.rate:g}"
             )
     with torch.no_grad(), _statistics_kept(encoder):
-        if not encoder(images[torch.arange(min(2, count))].to(device)).isfinite().all():
+        if not encoder(images[torch.arange(min(2, count), device=device)]).isfinite().all():
             raise FloatingPointError(
                 f"the last step, at learning rate {recipe.rate:g}, left features that are not finite"
             )

@@ -21,12 +21,12 @@ from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.data.resident import ResidentImages
 from limbeck.errors import WorkError
+from limbeck.matching.engine import GRADIENT_FORWARDS, PRODUCT_FORWARDS, Work, choose_steps
 from limbeck.matching.experts import Experts
-from limbeck.matching.match import inner_batches, match, student_loss
+from limbeck.matching.matcher import Matcher
 from limbeck.matching.unroll import InnerLoop
 from limbeck.nn.encoders import build_student, student_config
 from limbeck.nn.flat import FlatNetwork
-from limbeck.seeding import generator
 from limbeck.spec import Distill
 from limbeck.ssl.teachers import load_teacher
 from limbeck.stages.task import StageTask
@@ -44,7 +44,7 @@ def distill(task: StageTask) -> None:
     """Write `synthetic.safetensors` and `history.parquet`.
 
     The first holds images f32[m, 3, s, s] (normalised), targets f32[m, d], rate f32[], and initial_images; the second
-    the matching loss, the rate, the expert and the start epoch of every iteration.
+    the matching loss and the rate of every iteration, and the expert and the start epoch of its first pair.
     """
     spec, shop = task.spec, task.shop
     settings, device = spec.distill, shop.device
@@ -52,8 +52,6 @@ def distill(task: StageTask) -> None:
     start = _warm_start(task) if settings.warm_start else _real_start(task)
     config = student_config(spec)
     network = FlatNetwork(build_student(config, start.targets.shape[1], spec.seed).to(device))
-    loss = student_loss(network)
-    inner = InnerLoop(settings.inner_optimizer.momentum, settings.inner_optimizer.weight_decay)
 
     images = start.images.to(device, copy=True).requires_grad_()  # the start itself is kept for the report
     targets = start.targets.to(device, copy=True).requires_grad_()
@@ -76,28 +74,18 @@ def distill(task: StageTask) -> None:
         state = {"images": images, "targets": targets, "log_rate": log_rate, "history": history[:iterations]}
         checkpoint.save({**state, **pack_optimizer(optimizer, "optimizer")}, {"iterations": iterations})
 
+    batch = min(settings.inner_batch, len(images))
     bars = shop.progress.bar("distill", settings.iterations, "iterations", first)
-    with fitting_threads(config, min(settings.inner_batch, len(images))), bars as bar:
+    with fitting_threads(config, batch), bars as bar:
+        matcher = _matcher(task, experts, network, batch)
         for iteration in range(first, settings.iterations):
             if checkpoint.due() or shop.stop.requested:
                 save(iteration)
                 shop.stop.check()
-            draws = generator(spec.seed, "distill", iteration)
-            expert = int(torch.randint(len(experts), (), generator=draws))
-            epoch = int(torch.randint(settings.max_start_epoch, (), generator=draws))
-            batches = inner_batches(len(images), settings.inner_batch, settings.inner_steps, draws, device)
             rate = log_rate.detach().exp()
-            matched = match(
-                loss,
-                experts.theta(expert, epoch).to(device),
-                experts.theta(expert, epoch + settings.expert_gap).to(device),
-                images,
-                targets,
-                rate,
-                batches,
-                inner,
-            )
-            value = matched.loss.item()
+            drawn = matcher.draw(iteration, settings.pairs, len(images))
+            matched = matcher.match(drawn, images, targets, rate)
+            value = matched.loss
             if not (math.isfinite(value) and matched.gradient.rate.isfinite()):
                 raise WorkError(
                     f"distill: the matching loss is {value:g} at iteration {iteration}, rate {rate.item():.3g}; "
@@ -108,13 +96,36 @@ def distill(task: StageTask) -> None:
             images.grad, targets.grad = matched.gradient.images, matched.gradient.targets
             log_rate.grad = matched.gradient.rate * rate
             optimizer.step()
-            history[iteration] = torch.tensor([value, rate.item(), expert, epoch], dtype=torch.float64)
+            history[iteration] = torch.tensor(
+                [value, rate.item(), drawn[0].expert, drawn[0].epoch], dtype=torch.float64
+            )
             bar.advance(note=f"matching loss {history[max(0, iteration - 49) : iteration + 1, 0].mean():.4f}")
     save_tensors(
         task.out / "synthetic.safetensors",
         {"images": images, "targets": targets, "rate": log_rate.exp(), "initial_images": start.images},
     )
     _write_history(task.out / "history.parquet", history)
+
+
+def _matcher(task: StageTask, experts: Experts, network: FlatNetwork, batch: int) -> Matcher:
+    """What computes the gradient of an iteration, by the means that fit the size of the work and the device."""
+    spec, shop = task.spec, task.shop
+    settings, engine = spec.distill, spec.execution.engine
+    forwards = settings.iterations * settings.pairs * settings.inner_steps * (GRADIENT_FORWARDS + PRODUCT_FORWARDS)
+    work = Work(network, batch, spec.source.image_size, float(forwards))
+    steps = choose_steps(work, settings.precision, engine, shop.device, shop.progress.say)
+    return Matcher(
+        experts,
+        steps,
+        InnerLoop(settings.inner_optimizer.momentum, settings.inner_optimizer.weight_decay),
+        seed=spec.seed,
+        start_epochs=settings.max_start_epoch,
+        gap=settings.expert_gap,
+        inner_steps=settings.inner_steps,
+        inner_batch=settings.inner_batch,
+        engine=engine,
+        device=shop.device,
+    )
 
 
 def _real_start(task: StageTask) -> _Start:

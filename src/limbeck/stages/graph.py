@@ -94,7 +94,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("targets", 1, ("dataset", "teacher"), _targets),
     Stage("trajectories", 1, ("dataset", "targets"), _trajectories),
     Stage("select", 1, ("dataset", "targets", "trajectories"), _select),
-    Stage("distill", 1, ("dataset", "teacher", "targets", "trajectories", "select"), _distill),
+    Stage("distill", 2, ("dataset", "teacher", "targets", "trajectories", "select"), _distill),
     Stage("evaluate", 1, ("dataset", "targets", "select", "distill", "tasks"), _evaluate),
     Stage(
         "register",

@@ -19,6 +19,8 @@ from limbeck.spec import Adam, Teacher
 from limbeck.ssl.teachers import TIMM, TeacherRecord, import_teacher, save_teacher
 from limbeck.stages.task import StageTask
 
+_NOTE_EVERY = 16  # steps; reading the loss waits for an accelerator to catch up
+
 
 def teacher(task: StageTask) -> None:
     """Write `teacher.json`, the weights and, where it was trained here, the loss of every epoch."""
@@ -91,8 +93,8 @@ def _train(task: StageTask, dataset: ImageDataset, config: EncoderConfig) -> tor
 
     with task.shop.progress.bar("teacher", settings.epochs * steps, "steps", first * steps) as bar:
         for epoch in range(first, settings.epochs):
-            order = torch.randperm(len(dataset), generator=generator(seed, "teacher", "order", epoch))
-            total = 0.0
+            order = torch.randperm(len(dataset), generator=generator(seed, "teacher", "order", epoch)).to(device)
+            total, note = torch.zeros((), dtype=torch.float64, device=device), ""
             for step in range(steps):
                 done = epoch * steps + step
                 for group in optimizer.param_groups:
@@ -104,15 +106,17 @@ def _train(task: StageTask, dataset: ImageDataset, config: EncoderConfig) -> tor
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-                total += loss.item()
-                bar.advance(note=f"loss {total / (step + 1):.4g}")
+                total += loss.detach()
+                if step % _NOTE_EVERY == 0:
+                    note = f"loss {total.item() / (step + 1):.4g}"
+                bar.advance(note=note)
                 task.shop.stop.check()
-            if not math.isfinite(total):
+            if not math.isfinite(total.item()):
                 raise WorkError(
                     f"teacher: the loss is not finite in epoch {epoch + 1}; lower spec.teacher.optimizer.rate "
                     f"(now {settings.optimizer.rate:g})"
                 )
-            losses.append(total / steps)
+            losses.append(total.item() / steps)
             if checkpoint.due():
                 save(epoch + 1)
     (task.out / "history.json").write_text(json.dumps({"losses": losses}) + "\n")

@@ -1,0 +1,109 @@
+"""How steps are taken here: compiled or not, how many are held, how many networks at once.
+
+None of it changes a result beyond rounding, so it stands in `execution` and in no stage's key. On the CPU every choice
+depends on the spec and the number of threads alone, so that a resumed run chooses as the cut one did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from limbeck.matching.steps import CompiledSteps, Say, Steps, held_bytes, student_loss
+from limbeck.memory import automatic_budget, quantity_bytes
+from limbeck.nn.flat import FlatNetwork
+from limbeck.spec import Engine, Precision
+
+# Operations of a step in forward passes: the gradient is one forward and two backward, the replay's products eight.
+GRADIENT_FORWARDS, PRODUCT_FORWARDS = 3, 8
+
+# Eager rate in FLOP/s a CPU thread, and on an accelerator (a low guess; not measured), and the work in seconds from
+# which a minute of compiling is worth a fifth of it.
+_CPU_THREAD_RATE, _ACCELERATOR_RATE = 3.5e10, 1e13
+_CPU_WORTH, _ACCELERATOR_WORTH = 600.0, 180.0
+_MOST_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Work:
+    """Size of a training loop: networks of one shape, stepped again and again."""
+
+    network: FlatNetwork
+    batch: int
+    image_size: int
+    forwards: float  # all of them, a network each: 3 for a gradient, 8 for a replayed step
+
+    def forward_flops(self) -> int:
+        """Floating-point operations of one forward pass of a batch."""
+        theta = torch.empty(self.network.parameter_count, device="meta")
+        images = torch.empty(self.batch, 3, self.image_size, self.image_size, device="meta")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.network(theta, images)
+        return int(counter.get_total_flops())
+
+    def seconds(self, device: torch.device) -> float:
+        """A rough estimate of the time, taken eagerly."""
+        rate = _ACCELERATOR_RATE if device.type == "cuda" else _CPU_THREAD_RATE * torch.get_num_threads()
+        return self.forwards * self.forward_flops() / rate
+
+
+def choose_steps(work: Work, precision: Precision, engine: Engine, device: torch.device, say: Say) -> Steps:
+    """Compiled steps where the work is long enough to repay compiling, or as the spec says; else eager ones."""
+    if precision == "bfloat16" and not has_bfloat16(device):
+        say("this machine computes bfloat16 by emulation: slower than float32")
+    loss = student_loss(work.network, precision)
+    worth = _ACCELERATOR_WORTH if device.type == "cuda" else _CPU_WORTH
+    if engine.compile == "always" or (engine.compile == "auto" and work.seconds(device) >= worth):
+        say("the training step is compiled first: about a minute, less where the compiler's cache has it")
+        return CompiledSteps(loss, say)
+    return Steps(loss)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the pairs of an iteration are computed."""
+
+    stacked: int  # pairs that are unrolled together
+    hold: int  # inner steps whose graphs are held for the replay
+
+
+def choose_layout(
+    steps: Steps, theta: Tensor, x: Tensor, y: Tensor, *, pairs: int, inner_steps: int, engine: Engine
+) -> Layout:
+    """On an accelerator as many pairs together as fit, one on the CPU; then as many held steps as the budget allows.
+
+    Args:
+        steps: the derivatives of the student's loss.
+        theta: of one student, f[1, P].
+        x: one batch, f[1, b, 3, s, s].
+        y: its targets, f[1, b, d].
+        pairs: how many there are to match an iteration.
+        inner_steps: N.
+        engine: the memory budget.
+    """
+    one, device = max(1, held_bytes(steps, theta, x, y)), theta.device
+    stacked = max(1, min(pairs, automatic_budget(device) // one)) if device.type == "cuda" else 1
+    budget = quantity_bytes(engine.memory_budget) if engine.memory_budget else automatic_budget(device)
+    return Layout(stacked, min(inner_steps, budget // (one * stacked)))
+
+
+def choose_together(
+    steps: Steps, theta: Tensor, x: Tensor, y: Tensor, most: int, engine: Engine, device: torch.device
+) -> int:
+    """How many experts to train at once: one on the CPU, where stacking does not pay; else as memory allows."""
+    if engine.experts_together is not None:
+        return min(most, engine.experts_together)
+    if device.type != "cuda":
+        return 1
+    return max(1, min(most, _MOST_TOGETHER, automatic_budget(device) // max(1, 2 * held_bytes(steps, theta, x, y))))
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is the hardware's own."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported

@@ -1,0 +1,58 @@
+"""How steps are taken: by the size of the work, the spec and the memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from limbeck.matching.engine import Work, choose_layout, choose_steps, choose_together, has_bfloat16
+from limbeck.matching.steps import CompiledSteps, Steps, held_bytes, student_loss
+from limbeck.nn.encoders import EncoderConfig, build_student
+from limbeck.nn.flat import FlatNetwork, flatten
+from limbeck.spec import Engine
+
+CPU = torch.device("cpu")
+STUDENT = build_student(EncoderConfig("convnet", 8, 4, "instance", 1), 3, 0)
+NETWORK = FlatNetwork(STUDENT)
+
+
+def one_step():
+    return Steps(student_loss(NETWORK)), flatten(STUDENT)[None], torch.randn(1, 6, 3, 8, 8), torch.randn(1, 6, 3)
+
+
+def test_the_work_of_a_forward_pass_is_that_of_its_convolution_and_its_head():
+    multiply_adds = 6 * (4 * 3 * 9 * 8 * 8 + 4 * 4 * 4 * 3)
+    assert Work(NETWORK, 6, 8, 1.0).forward_flops() == 2 * multiply_adds
+
+
+@pytest.mark.parametrize(
+    ("forwards", "setting", "compiled"),
+    [(10.0, "auto", False), (1e15, "auto", True), (10.0, "always", True), (1e15, "never", False)],
+)
+def test_long_work_is_compiled_unless_the_spec_says_otherwise(forwards, setting, compiled):
+    said = []
+    steps = choose_steps(Work(NETWORK, 6, 8, forwards), "float32", Engine(compile=setting), CPU, said.append)
+    assert isinstance(steps, CompiledSteps) == compiled
+    assert len(said) == compiled
+
+
+def test_bfloat16_that_is_emulated_is_said():
+    said = []
+    choose_steps(Work(NETWORK, 6, 8, 1.0), "bfloat16", Engine(), CPU, said.append)
+    assert bool(said) != has_bfloat16(CPU)
+
+
+@pytest.mark.parametrize(("budget", "hold"), [("0", 0), (2.5, 2), ("1Gi", 5), (None, 5)])
+def test_as_many_steps_are_held_as_the_budget_allows(budget, hold):
+    steps, theta, x, y = one_step()
+    if isinstance(budget, float):
+        budget = str(int(budget * held_bytes(steps, theta, x, y)))
+    layout = choose_layout(steps, theta, x, y, pairs=4, inner_steps=5, engine=Engine(memory_budget=budget))
+    assert (layout.stacked, layout.hold) == (1, hold)
+
+
+def test_on_the_cpu_experts_are_trained_one_at_a_time_unless_the_spec_says_otherwise():
+    arguments = one_step()
+    assert choose_together(*arguments, 9, Engine(), CPU) == 1
+    assert choose_together(*arguments, 9, Engine(experts_together=4), CPU) == 4
+    assert choose_together(*arguments, 3, Engine(experts_together=4), CPU) == 3
