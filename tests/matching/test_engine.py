@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limbeck.matching.engine import Work, choose_layout, choose_steps, choose_together, has_bfloat16
+from limbeck.matching.engine import Work, choose_layout, choose_steps, choose_together
 from limbeck.matching.steps import CompiledSteps, Steps, held_bytes, student_loss
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
@@ -39,7 +39,7 @@ def test_long_work_is_compiled_unless_the_spec_says_otherwise(forwards, setting,
 def test_bfloat16_that_is_emulated_is_said():
     said = []
     choose_steps(Work(NETWORK, 6, 8, 1.0), "bfloat16", Engine(), CPU, said.append)
-    assert bool(said) != has_bfloat16(CPU)
+    assert bool(said) != torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @pytest.mark.parametrize(("budget", "hold"), [("0", 0), (2.5, 2), ("1Gi", 5), (None, 5)])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from limbeck.matching.match import inner_order, match
 from limbeck.matching.steps import Steps, student_loss
-from limbeck.matching.unroll import InnerLoop
+from limbeck.matching.unroll import InnerLoop, replay_gradient, run_inner_loop
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
 from tests.matching.plain import unrolled_match
@@ -84,6 +84,17 @@ def test_convnet_gradient_equals_the_unrolled_one(
 def test_resnet10_gradient_equals_the_unrolled_one(norm, size, steps, pairs, hold, momentum, seed):
     config = EncoderConfig("resnet10", 16, 4, norm)
     check_exact(config, size, 3, steps, 3, pairs, hold, InnerLoop(momentum, 1e-3), seed)
+
+
+@pytest.mark.parametrize("hold", [0, 2, 5])
+def test_the_last_steps_are_held_and_used_up_by_the_replay(hold):
+    student = build_student(EncoderConfig("convnet", 8, 4, "instance", 1), 3, 0)
+    steps, theta, rate = Steps(student_loss(FlatNetwork(student))), flatten(student)[None], torch.tensor(0.05)
+    images, targets, batches = torch.randn(4, 3, 8, 8), torch.randn(4, 3), [None] * 5
+    path = run_inner_loop(steps, theta, images, targets, rate, batches, InnerLoop(), hold)
+    assert sorted(path.held) == list(range(5 - hold, 5))
+    replay_gradient(steps, path, torch.ones_like(theta), images, targets, rate, batches, InnerLoop())
+    assert not path.held
 
 
 @pytest.mark.parametrize("batch", [3, 7, 20])

@@ -84,6 +84,16 @@ def test_what_a_held_step_keeps_grows_with_its_batch():
     assert 1.7 < sizes[1] / sizes[0] < 2.1
 
 
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_what_a_held_step_keeps_leaves_out_its_arguments(pairs):
+    network, *arguments, _ = problem(pairs=pairs)
+    steps, spare = Steps(student_loss(network)), 2**22
+    within = [
+        torch.cat([tensor.flatten(), torch.zeros(spare)])[: tensor.numel()].view_as(tensor) for tensor in arguments
+    ]
+    assert held_bytes(steps, *within) == held_bytes(steps, *arguments) < spare
+
+
 WITHOUT_A_COMPILER = """
 import json, torch
 from limbeck.matching.steps import CompiledSteps, Steps, student_loss
