@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limbeck.matching.engine import Work, choose_layout, choose_steps, choose_together
+from limbeck.matching.engine import Work, choose_layout, choose_steps, choose_together, stack_bytes
 from limbeck.matching.steps import CompiledSteps, Steps, held_bytes, student_loss
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
@@ -49,6 +49,13 @@ def test_as_many_steps_are_held_as_the_budget_allows(budget, hold):
         budget = str(int(budget * held_bytes(steps, theta, x, y)))
     layout = choose_layout(steps, theta, x, y, pairs=4, inner_steps=5, engine=Engine(memory_budget=budget))
     assert (layout.stacked, layout.hold) == (1, hold)
+
+
+def test_a_stack_s_memory_is_foreseen():
+    steps, theta, x, y = one_step()
+    four = [tensor.repeat(4, *[1] * (tensor.dim() - 1)) for tensor in (theta, x, y)]
+    assert stack_bytes(steps, theta, x, y, 4) == pytest.approx(held_bytes(steps, *four), rel=0.05)
+    assert stack_bytes(steps, theta, x, y, 1) == held_bytes(steps, theta, x, y)
 
 
 def test_on_the_cpu_experts_are_trained_one_at_a_time_unless_the_spec_says_otherwise():

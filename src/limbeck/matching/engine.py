@@ -84,10 +84,19 @@ def choose_layout(
         inner_steps: N.
         engine: the memory budget.
     """
-    one, device = max(1, held_bytes(steps, theta, x, y)), theta.device
-    stacked = max(1, min(pairs, automatic_budget(device) // one)) if device.type == "cuda" else 1
+    device, stacked = theta.device, 1
+    if device.type == "cuda" and pairs > 1:  # a network of a stack keeps more than one alone: measure two
+        two = max(1, stack_bytes(steps, theta, x, y, 2))
+        stacked = max(1, min(pairs, 2 * automatic_budget(device) // two))
     budget = quantity_bytes(engine.memory_budget) if engine.memory_budget else automatic_budget(device)
-    return Layout(stacked, min(inner_steps, budget // (one * stacked)))
+    return Layout(stacked, min(inner_steps, budget // max(1, stack_bytes(steps, theta, x, y, stacked))))
+
+
+def stack_bytes(steps: Steps, theta: Tensor, x: Tensor, y: Tensor, networks: int) -> int:
+    """Bytes that a held step of a stack of such networks keeps, beside its arguments; from two on in proportion."""
+    few = min(networks, 2)
+    stack = (tensor.expand(few, *tensor.shape[1:]).contiguous() for tensor in (theta, x, y))
+    return held_bytes(steps, *stack) * networks // few
 
 
 def choose_together(

@@ -109,7 +109,7 @@ class CompiledSteps(Steps):
         super().__init__(loss)
         self._say = say
         self._failed = False
-        self._proven: set[str] = set()
+        self._proven: set[tuple[str, torch.Size, torch.Size]] = set()  # what has run, by shapes: others compile anew
 
         def total(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             values = loss(theta, x, y)
@@ -140,7 +140,12 @@ class CompiledSteps(Steps):
         def compiled(*leaves: Tensor) -> Held:
             with torch.enable_grad():
                 gradient, _ = self._gradient(*leaves)
-            return Held(gradient, (leaves[0], leaves[1], leaves[2]))
+            held = Held(gradient, (leaves[0], leaves[1], leaves[2]))
+            if self._key("held", leaves) in self._proven:
+                return held
+            held.products(torch.zeros_like(leaves[0]))  # compiles the backward pass, where failing is provided for
+            self._proven.add(self._key("held", leaves))
+            return compiled(*leaves)
 
         held: Held = self._try("held", compiled, super().held, leaves)
         return held
@@ -156,7 +161,7 @@ class CompiledSteps(Steps):
     def _try(self, name: str, compiled: Callable[..., Any], eager: Callable[..., Any], arguments: Any) -> Any:
         if self._failed:
             return eager(*arguments)
-        if name in self._proven:
+        if self._key(name, arguments) in self._proven:
             return compiled(*arguments)
         try:
             with warnings.catch_warnings():
@@ -168,8 +173,12 @@ class CompiledSteps(Steps):
             said = f"{type(error).__name__}: {reason[0][:200]}"
             self._say(f"the training step could not be compiled ({said}); going on without compiling")
             return eager(*arguments)
-        self._proven.add(name)
+        self._proven.add(self._key(name, arguments))
         return result
+
+    @staticmethod
+    def _key(name: str, arguments: Any) -> tuple[str, torch.Size, torch.Size]:
+        return name, arguments[0].shape, arguments[1].shape
 
 
 def held_bytes(steps: Steps, theta: Tensor, x: Tensor, y: Tensor) -> int:
