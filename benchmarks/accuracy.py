@@ -13,15 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
+from plain import unrolled
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
 from torch import Tensor
 
 from limbeck.matching.matcher import Drawn, Matched, Matcher
-from limbeck.matching.unroll import SyntheticGradient
 from limbeck.memory import keep_freed_memory
 from limbeck.progress import TerminalProgress
 from limbeck.runner import Run
@@ -46,18 +45,13 @@ class PlainMatcher(Matcher):
     def match(self, drawn: Sequence[Drawn], images: Tensor, targets: Tensor, rate: Tensor) -> Matched:
         """As `Matcher.match`, of one pair."""
         start, goal, batches = self._stack(drawn[:1])
-        leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in (images, targets, rate))
-        theta, velocity = start[0].clone().requires_grad_(), torch.zeros_like(start[0])
-        for batch in batches:
-            x, y = leaves[0], leaves[1]
-            if batch is not None:
-                x, y = x[batch[0]], y[batch[0]]
-            loss = self._steps._loss(theta[None], x[None], y[None])[0]
-            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-            velocity = self._inner.momentum * velocity + gradient + self._inner.weight_decay * theta
-            theta = theta - leaves[2] * velocity
-        value = (theta - goal[0]).square().sum() / (start[0] - goal[0]).square().sum()
-        return Matched(value.item(), SyntheticGradient(*torch.autograd.grad(value, leaves)))
+
+        def loss(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            return self._steps._loss(theta[None], x[None], y[None])[0]
+
+        own = [None if batch is None else batch[0] for batch in batches]
+        value, gradient = unrolled(loss, start[0], goal[0], images, targets, rate, own, self._inner)
+        return Matched(value.item(), gradient)
 
 
 def run(engine: str, output: Path, overrides: list[str]) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import torch
 import typer
-from side_by_side import Measured, chosen_ways, compare, device, exact_memory, work
+from plain import unrolled
+from side_by_side import Measured, chosen_ways, compare, device, exact_memory, say, work
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
@@ -14,7 +15,7 @@ from torch.nn import functional
 from limbeck.matching.engine import GRADIENT_FORWARDS, PRODUCT_FORWARDS, Work
 from limbeck.matching.match import match
 from limbeck.matching.steps import CompiledSteps, Steps, student_loss
-from limbeck.matching.unroll import InnerLoop
+from limbeck.matching.unroll import InnerLoop, SyntheticGradient
 from limbeck.memory import keep_freed_memory
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
@@ -40,51 +41,36 @@ class Problem:
         self.student = build_student(EncoderConfig("convnet", image_size, width, "instance"), TARGETS, 0).to(device())
         self.start = flatten(self.student)
         self.goal = self.start + 0.01 * torch.randn_like(self.start)
-        self.images = torch.randn(batch, 3, image_size, image_size, device=device())
-        self.targets = torch.randn(batch, TARGETS, device=device())
-        self.rate = torch.tensor(0.05, device=device())
+        images = torch.randn(batch, 3, image_size, image_size, device=device())
+        targets, rate = torch.randn(batch, TARGETS, device=device()), torch.tensor(0.05, device=device())
+        self.inner_loop = (images, targets, rate, [None] * steps, InnerLoop(0.9))
         self.steps = steps
         self.forward_flops = Work(FlatNetwork(self.student), batch, image_size, 0.0).forward_flops()
 
 
 def plain(problem: Problem) -> Tensor:
-    """As published: one graph through all steps, then one backward pass through it."""
+    """As published."""
     shapes = {name: p.shape for name, p in problem.student.named_parameters()}
-    images, targets = (t.clone().requires_grad_() for t in (problem.images, problem.targets))
-    rate = problem.rate.clone().requires_grad_()
-    theta, velocity = problem.start.clone().requires_grad_(), torch.zeros_like(problem.start)
-    for _ in range(problem.steps):
-        pieces = theta.split([shape.numel() for shape in shapes.values()])
-        views = {name: p.view(shape) for (name, shape), p in zip(shapes.items(), pieces, strict=True)}
-        loss = functional.mse_loss(functional_call(problem.student, views, (images,)), targets)
-        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-        velocity = 0.9 * velocity + gradient
-        theta = theta - rate * velocity
-    value = (theta - problem.goal).square().sum() / (problem.start - problem.goal).square().sum()
-    return _result(value, *torch.autograd.grad(value, (images, targets, rate)))
+    sizes = [shape.numel() for shape in shapes.values()]
+
+    def loss(theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        views = {name: p.view(shape) for (name, shape), p in zip(shapes.items(), theta.split(sizes), strict=True)}
+        return functional.mse_loss(functional_call(problem.student, views, (images,)), targets)
+
+    return _result(*unrolled(loss, problem.start, problem.goal, *problem.inner_loop))
 
 
 def ours(problem: Problem, steps: Steps, hold: int) -> Tensor:
     """The adjoint replay."""
-    found = match(
-        steps,
-        problem.start[None],
-        problem.goal[None],
-        problem.images,
-        problem.targets,
-        problem.rate,
-        [None] * problem.steps,
-        InnerLoop(0.9),
-        hold,
-    )
-    gradient = found.gradient
-    return _result(found.losses[0], gradient.images, gradient.targets, gradient.rate)
+    found = match(steps, problem.start[None], problem.goal[None], *problem.inner_loop, hold)
+    return _result(found.losses[0], found.gradient)
 
 
-def _result(value: Tensor, *gradients: Tensor) -> Tensor:
+def _result(value: Tensor, gradient: SyntheticGradient) -> Tensor:
     """The loss and the three gradients, each brought to norm one so that none hides another's error."""
+    gradients = (gradient.images, gradient.targets, gradient.rate)
     norms = torch.stack([g.norm() for g in gradients])
-    return torch.cat([value.detach()[None], norms / norms.norm(), *(g.flatten() / g.norm() for g in gradients)])
+    return torch.cat([value[None], norms / norms.norm(), *(g.flatten() / g.norm() for g in gradients)])
 
 
 def way(name: str, problem: Problem) -> Measured:
@@ -95,7 +81,7 @@ def way(name: str, problem: Problem) -> Measured:
         return Measured(lambda: plain(problem), problem.forward_flops * problem.steps * PLAIN_FORWARDS)
     precision: Precision = "bfloat16" if name == "bfloat16" else "float32"
     loss = student_loss(FlatNetwork(problem.student), precision)
-    steps = Steps(loss) if name in ("eager", "hold") else CompiledSteps(loss, typer.echo)
+    steps = Steps(loss) if name in ("eager", "hold") else CompiledSteps(loss, say)
     hold = min(2, problem.steps) if name == "hold" else 0
     flops = problem.forward_flops * problem.steps * float(GRADIENT_FORWARDS + PRODUCT_FORWARDS)
     return Measured(lambda: ours(problem, steps, hold), flops)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from side_by_side import Measured, chosen_ways, compare, device, exact_memory, work
+from side_by_side import Measured, chosen_ways, compare, device, exact_memory, say, work
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
@@ -131,7 +131,7 @@ def way(name: str, problem: Problem) -> Measured:
     precision: Precision = "bfloat16" if name == "bfloat16" else "float32"
     network = FlatNetwork(problem.student(0).to(device()))
     loss = student_loss(network, precision)
-    steps = Steps(loss) if name == "eager" else CompiledSteps(loss, typer.echo)
+    steps = Steps(loss) if name == "eager" else CompiledSteps(loss, say)
     images = ResidentImages.normalized(problem.images, MEAN, STD, device())
     targets, batch = problem.targets.to(device()), torch.arange(problem.batch)[None]
     theta = torch.zeros(1, network.parameter_count, device=device())

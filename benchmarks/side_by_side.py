@@ -63,6 +63,11 @@ def peak_flops(dtype: torch.dtype = torch.float32) -> float:
     return 2.0 * size**3 / statistics.median(times)
 
 
+def say(line: str) -> None:
+    """A line for the user; standard output is the worker's answers."""
+    sys.stderr.write(line + "\n")
+
+
 def work(way: Way) -> None:
     """A worker: a line on stdin, `run` or `save PATH`, is done and answered by a line of JSON."""
     measured, result = way(), None

@@ -140,14 +140,13 @@ class CompiledSteps(Steps):
         def compiled(*leaves: Tensor) -> Held:
             with torch.enable_grad():
                 gradient, _ = self._gradient(*leaves)
-            held = Held(gradient, (leaves[0], leaves[1], leaves[2]))
-            if self._key("held", leaves) in self._proven:
-                return held
-            held.products(torch.zeros_like(leaves[0]))  # compiles the backward pass, where failing is provided for
-            self._proven.add(self._key("held", leaves))
+            return Held(gradient, (leaves[0], leaves[1], leaves[2]))
+
+        def trial(*leaves: Tensor) -> Held:
+            compiled(*leaves).products(torch.zeros_like(leaves[0]))  # or the backward pass would be compiled later
             return compiled(*leaves)
 
-        held: Held = self._try("held", compiled, super().held, leaves)
+        held: Held = self._try("held", compiled, super().held, leaves, trial)
         return held
 
     def products(self, theta: Tensor, x: Tensor, y: Tensor, b: Tensor) -> Products:
@@ -158,27 +157,32 @@ class CompiledSteps(Steps):
             found: Products = self._try("products", lambda *a: Products(*self._products(*a)), eager, arguments)
         return found
 
-    def _try(self, name: str, compiled: Callable[..., Any], eager: Callable[..., Any], arguments: Any) -> Any:
+    def _try(
+        self,
+        name: str,
+        compiled: Callable[..., Any],
+        eager: Callable[..., Any],
+        arguments: tuple[Tensor, ...],
+        trial: Callable[..., Any] | None = None,
+    ) -> Any:
+        """`compiled(*arguments)`, at the first use of its shapes by `trial` where there is one; else `eager`."""
         if self._failed:
             return eager(*arguments)
-        if self._key(name, arguments) in self._proven:
+        key = (name, arguments[0].shape, arguments[1].shape)
+        if key in self._proven:
             return compiled(*arguments)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's, of its own parts
-                result = compiled(*arguments)
+                result = (trial or compiled)(*arguments)
         except Exception as error:  # the compiler's own errors have no common type
             self._failed = True
             reason = str(error).strip().splitlines() or [""]
             said = f"{type(error).__name__}: {reason[0][:200]}"
             self._say(f"the training step could not be compiled ({said}); going on without compiling")
             return eager(*arguments)
-        self._proven.add(self._key(name, arguments))
+        self._proven.add(key)
         return result
-
-    @staticmethod
-    def _key(name: str, arguments: Any) -> tuple[str, torch.Size, torch.Size]:
-        return name, arguments[0].shape, arguments[1].shape
 
 
 def held_bytes(steps: Steps, theta: Tensor, x: Tensor, y: Tensor) -> int:
