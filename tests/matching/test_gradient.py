@@ -82,7 +82,7 @@ def test_convnet_gradient_equals_the_unrolled_one(
     seed=st.integers(0, 1000),
 )
 def test_resnet10_gradient_equals_the_unrolled_one(norm, size, steps, pairs, hold, momentum, seed):
-    config = EncoderConfig("resnet10", 16, 4, norm)
+    config = EncoderConfig("resnet10", 32, 4, norm)  # at 16 instance norm is left 2x2 pixels, and amplifies rounding
     check_exact(config, size, 3, steps, 3, pairs, hold, InnerLoop(momentum, 1e-3), seed)
 
 
