@@ -115,7 +115,7 @@ def ours(problem: Problem, steps: Steps, images: ResidentImages, targets: Tensor
             seed=0,
             indices=group,
             stop=StopRequest(),
-            step_done=lambda: None,
+            steps_done=lambda count: None,
         )
         finals += [expert.theta[-1] for expert in experts]
     return torch.stack(finals)

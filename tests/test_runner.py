@@ -29,9 +29,9 @@ from limbeck.runner import Run
 from limbeck.store import Store
 from limbeck.summary import Summary
 from tests.stages.tiny import (
+    AT_EVERY_CHANCE,
     Lines,
     StopAt,
-    checkpoints_at_every_chance,
     digests,
     distillation,
     finished,  # noqa: F401 - a fixture
@@ -163,7 +163,7 @@ def test_an_expert_alone_equals_that_expert_of_many(finished):
             seed=spec.seed,
             indices=[index],
             stop=StopRequest(),
-            step_done=lambda: None,
+            steps_done=lambda count: None,
         )
         result = store.find(places[index]["stage"], places[index]["key"])
         assert result is not None
@@ -257,8 +257,8 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(finished, tmp_path, 
         run_tiny(uncut, changes)
     cut = tmp_path / "cut"
     progress = StopAt(title, steps)
-    with checkpoints_at_every_chance(), pytest.raises(Stopped):
-        Run(distillation(cut, changes), workshop(cut, progress, progress.stop)).all()
+    with pytest.raises(Stopped):
+        Run(distillation(cut, changes | AT_EVERY_CHANCE), workshop(cut, progress, progress.stop)).all()
     assert not (cut / "runs").exists()
     onward = StopAt("nothing", 0)
     Run(distillation(cut, changes), workshop(cut, onward)).all()

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,16 +34,29 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(metadata.get("values", "{}"))
 
 
+class Copies(Protocol):
+    """Where copies of files that lie here are kept for other machines: the store, when it is remote."""
+
+    def keep(self, file: Path) -> None:
+        """Copy a file there."""
+
+    def fetch(self, file: Path) -> None:
+        """Bring it here, where there is such a copy."""
+
+
 class Checkpoint:
     """The state of one long loop: saved at most every `every` seconds, and whenever it is told to."""
 
-    def __init__(self, folder: Path, every: float = 20.0) -> None:
+    def __init__(self, folder: Path, every: float, copies: Copies | None = None) -> None:
         self._path = folder / "checkpoint.safetensors"
         self._every = every
+        self._copies = copies
         self._saved = time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last saved state; None where there is none or it cannot be read."""
+        if self._copies is not None and not self._path.exists():
+            self._copies.fetch(self._path)
         try:
             return load_tensors(self._path)
         except (FileNotFoundError, SafetensorError, json.JSONDecodeError):
@@ -56,6 +69,8 @@ class Checkpoint:
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Save the state."""
         save_tensors(self._path, tensors, values)
+        if self._copies is not None:
+            self._copies.keep(self._path)
         self._saved = time.monotonic()
 
 

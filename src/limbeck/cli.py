@@ -43,6 +43,15 @@ SetOption = Annotated[
     ),
 ]
 NoOverrides: list[str] = []
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        max=4096,
+        help="Ray workers for experts and for distill with several pairs: at execution.ray.address, or else here.",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -58,12 +67,13 @@ def _root(
 def run(
     spec: SpecArgument,
     overrides: SetOption = NoOverrides,
+    workers: WorkersOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
 ) -> None:
     """Run a spec from its source to the evaluated distilled set; what is done is skipped, what was cut goes on."""
     from limbeck.specfile import read_spec
 
-    summary, store = _run(read_spec(spec, overrides), again=_again("run", spec, overrides))
+    summary, store = _run(read_spec(spec, overrides), _again("run", spec, overrides, workers), workers)
     if json:
         typer.echo(summary.model_dump_json(by_alias=True, indent=2))
     else:
@@ -78,6 +88,7 @@ def stage(
     ],
     spec: SpecArgument,
     overrides: SetOption = NoOverrides,
+    workers: WorkersOption = None,
 ) -> None:
     """Run one stage of a spec; the stages before it must be done."""
     from typing import get_args
@@ -91,7 +102,7 @@ def stage(
     specfile = read_spec(spec, overrides)
     from limbeck.runner import Run
 
-    with _workshop(specfile, _again(f"stage {name}", spec, overrides)) as shop:
+    with _workshop(specfile, _again(f"stage {name}", spec, overrides, workers), workers) as shop:
         result = Run(specfile.distillation, shop).stage(name)
     typer.echo(str(result.path))
 
@@ -126,7 +137,7 @@ def demo(
 
     with as_file(files("limbeck") / "examples" / "digits.yaml") as path:
         specfile = read_spec(path, [f"output.uri={output}"])
-    summary, store = _run(specfile, again=f"limbeck demo --output {output}")
+    summary, store = _run(specfile, f"limbeck demo --output {output}")
     _print_summary(summary, store.url)
 
 
@@ -154,7 +165,7 @@ def schema() -> None:
 
 
 @contextmanager
-def _workshop(specfile: SpecFile, again: str) -> Iterator[Workshop]:
+def _workshop(specfile: SpecFile, again: str, workers: int | None) -> Iterator[Workshop]:
     """Everything that work on this machine needs; a stop inside the block is said with the way to go on."""
     from limbeck.interrupt import Stopped, stop_on_signals
     from limbeck.memory import keep_freed_memory
@@ -165,19 +176,24 @@ def _workshop(specfile: SpecFile, again: str) -> Iterator[Workshop]:
     with specfile.located(), stop_on_signals() as stop:
         make_deterministic()
         keep_freed_memory()
-        store = Store(specfile.distillation.spec.output.uri)
+        spec, progress = specfile.distillation.spec, TerminalProgress()
+        store, fanout = Store(spec.output.uri), None
+        if workers is not None or spec.execution.ray.address is not None:
+            from limbeck.fanout.supervisor import RayFanout
+
+            fanout = RayFanout(spec, workers, store, progress, stop)
         try:
-            yield Workshop(store, pick_device(), TerminalProgress(), stop)
+            yield Workshop(store, pick_device(), progress, stop, fanout)
         except (Stopped, KeyboardInterrupt):
             raise Stopped(f"stopped; what is finished is kept. To go on: {again}") from None
 
 
-def _run(specfile: SpecFile, again: str) -> tuple[Summary, Store]:
+def _run(specfile: SpecFile, again: str, workers: int | None = None) -> tuple[Summary, Store]:
     from limbeck.runner import Run
 
     for setting in _without_effect(specfile.distillation.spec):
         typer.echo(f"note: {setting} has no effect on a run on this machine", err=True)
-    with _workshop(specfile, again) as shop:
+    with _workshop(specfile, again, workers) as shop:
         return Run(specfile.distillation, shop).all(), shop.store
 
 
@@ -186,15 +202,18 @@ def _without_effect(spec: DistillationSpec) -> list[str]:
     settings = {
         "spec.tracking.uri": spec.tracking.uri is not None,
         "spec.registry.name": spec.registry.name is not None,
-        "spec.execution.ray": spec.execution.ray != type(spec.execution.ray)(),
+        "spec.execution.ray.cluster": spec.execution.ray.cluster is not None,
         "spec.execution.backend": spec.execution.backend != "local",
         "spec.execution.suspend": spec.execution.suspend,
     }
     return [name for name, given in settings.items() if given]
 
 
-def _again(command: str, spec: Path, overrides: list[str]) -> str:
-    return shlex.join(["limbeck", *command.split(), str(spec), *(part for o in overrides for part in ("--set", o))])
+def _again(command: str, spec: Path, overrides: list[str], workers: int | None) -> str:
+    options = [part for override in overrides for part in ("--set", override)]
+    if workers is not None:
+        options += ["--workers", str(workers)]
+    return shlex.join(["limbeck", *command.split(), str(spec), *options])
 
 
 def _print_summary(summary: Summary, output: str) -> None:

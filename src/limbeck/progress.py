@@ -111,9 +111,9 @@ class _LogBar:
         if now - self._printed < self._every:
             return
         self._printed = now
-        rate = self._counted / max(now - self._started, 1e-9)
-        left = (self._total - self._done) / max(rate, 1e-9)
-        sys.stderr.write(
-            f"  {self._title}: {self._done}/{self._total} {self._unit}, {rate:,.3g}/s, {left:,.0f} s left {note}\n"
-        )
+        line = f"  {self._title}: {self._done}/{self._total} {self._unit}"
+        if self._counted:
+            rate = self._counted / max(now - self._started, 1e-9)
+            line += f", {rate:,.3g}/s, {(self._total - self._done) / rate:,.0f} s left {note}"
+        sys.stderr.write(line.rstrip() + "\n")
         sys.stderr.flush()

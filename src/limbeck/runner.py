@@ -136,7 +136,13 @@ class Run:
             work(task)
             return task.refers
 
-        result, reused = self._shop.make(identity, fill)
+        fanout, made_there = self._shop.fanout, False
+        if fanout is not None and identity.stage == "distill" and self._spec.distill.pairs > 1:
+            made_there = self._shop.find(identity) is None
+            if made_there:
+                fanout.distill(StageTask(self._spec, self._shop, inputs, Path()), identity)
+        result, found = self._shop.make(identity, fill)
+        reused = found and not made_there
         self._results[name] = result
         made = result.manifest.made
         self._stages.append(

@@ -185,6 +185,13 @@ class Trajectories(Section):
     )
     batch: int = Field(256, ge=1, le=65536, description="Images a step.")
     optimizer: Sgd = Field(default_factory=Sgd, description="How an expert is trained.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads an expert is trained with, which shape the last bits of its sums; by default 1 for a "
+        "very small network and else 2, on whatever machine.",
+    )
     precision: Precision = Field(
         "float32", description="Arithmetic of the experts' networks; parameters stay in float32."
     )
@@ -361,11 +368,160 @@ class Tracking(Section):
     experiment: str = Field("limbeck", min_length=1, max_length=250, description="MLflow experiment.")
 
 
-class Ray(Section):
-    """Where experts are fanned out."""
+class Toleration(Section):
+    """A Kubernetes toleration."""
 
-    address: Uri | None = Field(None, description="Address of a running Ray cluster.")
-    cluster: dict[str, Any] | None = Field(None, description="A KubeRay RayCluster spec to create for this run.")
+    key: str | None = Field(None, min_length=1, max_length=317, description="Taint that is tolerated; all when absent.")
+    operator: Literal["Equal", "Exists"] = Field("Equal", description="Whether the taint's value matters.")
+    value: str | None = Field(None, max_length=63, description="Value of the taint, with operator Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="Effect that is tolerated; all when absent."
+    )
+    toleration_seconds: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="How long NoExecute is tolerated; for ever when absent."
+    )
+
+    @model_validator(mode="after")
+    def _as_kubernetes_has_it(self) -> Toleration:
+        if self.operator == "Exists" and self.value is not None:
+            raise _conflict("value", repr(self.value), "no value with operator Exists")
+        if self.operator == "Equal" and self.key is None:
+            raise _conflict("key", "nothing", "a key, or operator Exists")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise _conflict("tolerationSeconds", self.toleration_seconds, "only with effect NoExecute")
+        return self
+
+
+def _tolerations() -> list[Toleration]:
+    return []
+
+
+class RayNode(Section):
+    """Pods of one kind in a Ray cluster."""
+
+    cpu: Quantity = Field("2", description="CPU cores of a pod, as a Kubernetes quantity.")
+    memory: Quantity = Field("8Gi", description="Memory of a pod, as a Kubernetes quantity.")
+    shared_memory: Quantity = Field("2Gi", description="Size of /dev/shm, for Ray's object store; part of memory.")
+    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels of the nodes that it may run on.")
+    tolerations: list[Toleration] = Field(
+        default_factory=_tolerations, max_length=100, description="Taints of the nodes that it may run on."
+    )
+
+
+class RayWorkerGroup(RayNode):
+    """Workers of one kind, which KubeRay scales as one."""
+
+    name: Name = Field("workers", description="Name of the group.")
+    replicas: int = Field(1, ge=0, le=4096, description="Pods at the start.")
+    min_replicas: int | None = Field(None, ge=0, le=4096, description="Fewest pods; replicas when absent.")
+    max_replicas: int | None = Field(None, ge=1, le=4096, description="Most pods; replicas when absent.")
+    gpus: int = Field(0, ge=0, le=64, description="GPUs of a pod.")
+    gpu_resource: str = Field(
+        "nvidia.com/gpu", min_length=1, max_length=317, description="Kubernetes resource that counts the GPUs."
+    )
+    gpu_type: str | None = Field(
+        None, min_length=1, max_length=63, description="Kind of GPU: the value of the node label gpuTypeLabel."
+    )
+    gpu_type_label: str = Field(
+        "nvidia.com/gpu.product", min_length=1, max_length=317, description="Node label that tells the kind of GPU."
+    )
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> RayWorkerGroup:
+        if not self.fewest <= self.replicas <= self.most:
+            allowed = f"minReplicas {self.fewest} to maxReplicas {self.most}"
+            raise _conflict("replicas", self.replicas, allowed)
+        if self.gpu_type is not None and not self.gpus:
+            raise _conflict("gpuType", repr(self.gpu_type), "only where gpus is at least 1")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Fewest pods."""
+        return self.replicas if self.min_replicas is None else self.min_replicas
+
+    @property
+    def most(self) -> int:
+        """Most pods."""
+        return max(1, self.replicas) if self.max_replicas is None else self.max_replicas
+
+
+class RayCluster(Section):
+    """A KubeRay RayCluster that lives as long as the run."""
+
+    image: str | None = Field(
+        None, min_length=1, max_length=500, description="Image of its pods; execution.image when absent."
+    )
+    head: RayNode = Field(default_factory=RayNode, description="The head; no experts are trained on it.")
+    worker_groups: list[RayWorkerGroup] = Field(
+        default_factory=lambda: [RayWorkerGroup()], min_length=1, max_length=32, description="The workers."
+    )
+    autoscaling: bool = Field(
+        False, description="Whether Ray's autoscaler moves each group between minReplicas and maxReplicas."
+    )
+    idle_timeout_seconds: int = Field(
+        60, ge=1, le=86_400, description="With autoscaling, how long a worker idles before it goes."
+    )
+    authentication: Literal["token", "disabled"] = Field(
+        "token", description="Whether the cluster asks for a token, which KubeRay keeps in a secret of its name."
+    )
+
+    @model_validator(mode="after")
+    def _names_once(self) -> RayCluster:
+        names = [group.name for group in self.worker_groups]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise _conflict("workerGroups", f"{', '.join(twice)} more than once", "each name once")
+        return self
+
+
+class Ray(Section):
+    """The Ray workers that experts, and distill with several pairs, are fanned out over."""
+
+    address: Uri | None = Field(
+        None,
+        description="A running cluster: ray://HOST:10001, HOST:6379 from one of its nodes, http://HOST:8265 as a job, "
+        "or auto. Without one, limbeck run --workers starts Ray on this machine.",
+    )
+    workers: int | None = Field(
+        None, ge=1, le=4096, description="How many workers; by default as many as the cluster has room for."
+    )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Fewest to go on with when nodes are lost or not there yet; by default all of them.",
+    )
+    cpus_per_worker: Annotated[float, Field(gt=0.0, le=1024.0)] | None = Field(
+        None, description="CPU cores that a worker reserves; by default the threads of an expert."
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0.0, le=64.0)] | None = Field(
+        None, description="GPUs that a worker reserves; by default 1 where the cluster has any."
+    )
+    resources: dict[str, Annotated[float, Field(gt=0.0, le=1e15)]] = Field(
+        default_factory=dict, description="Other Ray resources that a worker reserves."
+    )
+    accelerator_type: str | None = Field(
+        None, min_length=1, max_length=63, description="Ray's name for the kind of accelerator to run on, such as H100."
+    )
+    max_failures: int = Field(
+        10, ge=0, le=100_000, description="How often workers may die in a stage; preempted nodes do not count."
+    )
+    start_timeout_seconds: int = Field(
+        20,
+        ge=1,
+        le=86_400,
+        description="How long to wait for the cluster to have room; raise it where an autoscaler must first add nodes.",
+    )
+    cluster: RayCluster | None = Field(None, description="A KubeRay RayCluster to create for this run.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Ray:
+        if self.address is not None and self.cluster is not None:
+            raise _conflict("cluster", "a cluster and an address", "one of them")
+        if self.min_workers is not None and (self.workers is None or self.min_workers > self.workers):
+            raise _conflict("minWorkers", self.min_workers, "at most workers, which must be given too")
+        return self
 
 
 class Resources(Section):
@@ -402,12 +558,15 @@ class Engine(Section):
 
 
 class Execution(Section):
-    """Where and how it is run; of this a run on one machine looks at engine alone."""
+    """Where and how it is run; of this a run on one machine looks at engine, ray and checkpointSeconds."""
 
     backend: Literal["local", "job", "kubeflow"] = Field("local", description="Who runs the stages.")
     image: str | None = Field(None, min_length=1, max_length=500, description="Container image.")
     service_account: Name | None = Field(None, description="Service account of the pods.")
-    ray: Ray = Field(default_factory=Ray, description="Where experts are fanned out.")
+    ray: Ray = Field(default_factory=Ray, description="The Ray workers that experts are fanned out over.")
+    checkpoint_seconds: float = Field(
+        20.0, ge=0.0, le=86_400.0, description="Time between saves of what is being trained; a kill costs no more."
+    )
     engine: Engine = Field(default_factory=Engine, description="How training steps are computed.")
     resources: dict[StageName, Resources] = Field(default_factory=dict, description="Resources of the pods, by stage.")
     suspend: bool = Field(False, description="Do not start; stop when running.")

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from pydantic.alias_generators import to_camel
 from limbeck.errors import InputError, WorkError
 
 MANIFEST = "manifest.json"
+_DOWNLOAD_PATIENCE, _LOCK_LOOK = 3600.0, 0.2  # seconds
 
 
 class _Record(BaseModel):
@@ -136,8 +138,9 @@ class Store:
             return None
         folder = self._mirror / stage / key
         if self._verified.get((stage, key)) != manifest.digest:
-            if not self._local:
-                self._download(manifest, folder)
+            if not self._local:  # once a machine: the others wait, and find the files there
+                with _locked(self._mirror / "work" / f"{stage}-{key}.download.lock", _DOWNLOAD_PATIENCE):
+                    self._download(manifest, folder)
             _verify(manifest, folder)
             self._verified[stage, key] = manifest.digest
         return Result(folder, manifest)
@@ -154,8 +157,13 @@ class Store:
             shutil.rmtree(self._mirror / stage / key, ignore_errors=True)
 
     @contextmanager
-    def scratch(self, stage: str, key: str) -> Iterator[Path]:
+    def scratch(self, stage: str, key: str, patience: float = 0.0) -> Iterator[Path]:
         """The folder in which a result is made; what an earlier, killed run left there is still there.
+
+        Args:
+            stage: of the result.
+            key: of the result.
+            patience: how many seconds to wait for another process that is making it.
 
         Raises:
             WorkError: another process is making this result.
@@ -163,14 +171,43 @@ class Store:
         folder = self._mirror / "work" / stage / key
         folder.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f"{key}.lock")
-        with lock.open("w") as handle:
-            if not _take(handle, lock):
+        with _locked(lock, patience) as taken:
+            if not taken:
                 raise WorkError(
                     f"{stage}/{key}: another limbeck is working on it in {self.url}; wait for it or stop it"
                 )
             yield folder
         shutil.rmtree(folder, ignore_errors=True)
         lock.unlink(missing_ok=True)
+        if not self._local and self._fs.exists(f"{self.root}/work/{stage}/{key}"):
+            self._fs.rm(f"{self.root}/work/{stage}/{key}", recursive=True)
+
+    def keep(self, file: Path) -> None:
+        """Copy a file of a scratch folder to the store, where it is remote: another machine may have to go on."""
+        if not self._local:
+            target = self._remote(file)
+            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._fs.put_file(str(file), target)
+
+    def fetch(self, file: Path) -> None:
+        """Bring such a copy here, where there is one."""
+        if self._local:
+            return
+        partial = file.with_name(f".{file.name}.partial")
+        try:
+            self._fs.get_file(self._remote(file), str(partial))
+        except FileNotFoundError:
+            partial.unlink(missing_ok=True)
+        else:
+            partial.replace(file)
+
+    def _remote(self, file: Path) -> str:
+        return f"{self.root}/{file.relative_to(self._mirror).as_posix()}"
+
+    @property
+    def shared_url(self) -> str:
+        """The store's URL, or its absolute path: what another process finds it by."""
+        return self.root if self._local else self.url
 
     def commit(self, identity: Identity, scratch: Path, made: Made, refers: list[str]) -> Result:
         """Turn the files in `scratch` into the result: files first, flushed to disk, the manifest last.
@@ -223,6 +260,22 @@ class Store:
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         self._fs.pipe_file(path, text.encode())
         return str(self._fs.unstrip_protocol(path))
+
+    @contextmanager
+    def appended(self, name: str) -> Iterator[Path]:
+        """A local file to append to (a log, say); at the end of the block it lies in the store under that name."""
+        path = self._mirror / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield path
+        finally:
+            if path.exists():
+                self.keep(path)
+
+    def remove(self, name: str) -> None:
+        """Remove a file or folder that is not part of a result, if it is there."""
+        if self._fs.exists(f"{self.root}/{name}"):
+            self._fs.rm(f"{self.root}/{name}", recursive=True)
 
     def read_text(self, name: str) -> str | None:
         """The content of such a file, or None when it is not there."""
@@ -285,6 +338,20 @@ def write_atomically(path: Path, data: bytes) -> None:
     Path(handle.name).chmod(0o644)
     Path(handle.name).replace(path)
     _flush_folder(path.parent)
+
+
+@contextmanager
+def _locked(path: Path, patience: float) -> Iterator[bool]:
+    """Whether the lock file could be taken within `patience` seconds; it is held inside the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
+    while True:
+        with path.open("w") as handle:
+            taken = _take(handle, path)
+            if taken or time.monotonic() >= deadline:
+                yield taken
+                return
+        time.sleep(_LOCK_LOOK)
 
 
 def _take(handle: IO[str], path: Path) -> bool:

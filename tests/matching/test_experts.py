@@ -25,7 +25,7 @@ def student(index=0):
 
 def side_by_side(students, **changed):
     settings = {"epochs": 3, "batch": 8, "optimizer": Sgd(rate=0.05, momentum=0.9, weight_decay=1e-2), "seed": 0}
-    settings |= {"indices": range(len(students)), "stop": StopRequest(), "step_done": lambda: None} | changed
+    settings |= {"indices": range(len(students)), "stop": StopRequest(), "steps_done": lambda count: None} | changed
     steps = Steps(student_loss(FlatNetwork(students[0])))
     return train_experts(students, steps, IMAGES, TARGETS, **settings)
 
@@ -69,7 +69,7 @@ def test_fewer_epochs_are_the_first_ones():
 
 def test_every_step_is_counted():
     steps = []
-    trained(step_done=lambda: steps.append(1))
+    trained(steps_done=lambda count: steps.append(count))
     assert len(steps) == expert_steps(20, 8, 3) == 6
     assert expert_steps(20, 1000, 3) == 3
 

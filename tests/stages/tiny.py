@@ -17,7 +17,6 @@ import pytest
 import torch
 import yaml
 
-from limbeck.checkpoint import Checkpoint
 from limbeck.interrupt import StopRequest
 from limbeck.progress import SILENT, Bar, Progress
 from limbeck.runner import Run
@@ -142,22 +141,13 @@ def digests(summary: Summary) -> dict[str, tuple[str, str]]:
     return {stage.name: (stage.key, stage.digest) for stage in summary.stages}
 
 
-@contextmanager
-def checkpoints_at_every_chance() -> Iterator[None]:
-    """Inside the block every loop saves its state whenever it asks whether it should."""
-    kept = Checkpoint.__init__.__defaults__
-    Checkpoint.__init__.__defaults__ = (0.0,)
-    try:
-        yield
-    finally:
-        Checkpoint.__init__.__defaults__ = kept
+AT_EVERY_CHANCE = {"execution.checkpointSeconds": 0.0}  # every loop saves its state whenever it asks whether it should
 
 
 def run_in_child(output: str, changes: dict[str, Any]) -> None:
     """A whole run that saves its state at every chance: what the tests kill."""
     torch.set_num_threads(1)
-    with checkpoints_at_every_chance():
-        run_tiny(output, changes)
+    run_tiny(output, changes | AT_EVERY_CHANCE)
 
 
 def processes() -> Any:

@@ -8,6 +8,7 @@ which process trains it, or how many others there are.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from limbeck.checkpoint import Checkpoint
 from limbeck.interrupt import StopRequest
 from limbeck.matching.steps import Steps
 from limbeck.matching.unroll import InnerLoop, next_velocity
@@ -28,6 +30,8 @@ from limbeck.spec import Sgd
 
 FILE = "expert.safetensors"
 LIST = "experts.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ def train_experts(
     seed: int,
     indices: Sequence[int],
     stop: StopRequest,
-    step_done: Callable[[], None],
+    steps_done: Callable[[int], None],
+    checkpoint: Checkpoint | None = None,
 ) -> list[Expert]:
     """Train students on the full data with mean squared error to the targets (section 4 of the paper), side by side.
 
@@ -68,34 +73,57 @@ def train_experts(
         seed: the spec's.
         indices: the experts' numbers; the order of an expert's images comes from (seed, index, epoch).
         stop: looked at between steps.
-        step_done: called after every step of all of them.
+        steps_done: called after every step of all of them, with 1, and once with the steps of a run that was cut.
+        checkpoint: where their state is saved from time to time and when a stop is asked for, and found again.
 
     Raises:
         FloatingPointError: the loss of one is no longer finite.
+        Stopped: a stop was asked for.
     """
     device = targets.device
     inner = InnerLoop(optimizer.momentum, optimizer.weight_decay)
-    theta = torch.stack([flatten(student) for student in students]).to(device)
-    velocity = torch.zeros_like(theta)
     count, batch = len(images), min(batch, len(images))
-    snapshots, losses = [theta.cpu()], []
-    for epoch in range(epochs):
+    count_steps = count // batch
+    saved = checkpoint.load() if checkpoint is not None else None
+    if saved is None or saved[1]["indices"] != list(indices):
+        theta = torch.stack([flatten(student) for student in students]).to(device)
+        velocity, total = torch.zeros_like(theta), torch.zeros(len(theta), device=device)
+        snapshots, losses = [theta.cpu()], list[Tensor]()
+        first_epoch = first_step = 0
+    else:
+        tensors, numbers = saved
+        theta, velocity, total = [tensors[name].to(device) for name in ("theta", "velocity", "total")]
+        snapshots, losses = list(tensors["snapshots"].unbind()), list(tensors["losses"].unbind())
+        first_epoch, first_step = numbers["epoch"], numbers["step"]
+        steps_done(first_epoch * count_steps + first_step)
+    begun = first_epoch * count_steps + first_step
+    log.info("experts %s start at step %d of %d", list(indices), begun, epochs * count_steps)
+
+    def save(epoch: int, step: int) -> None:
+        assert checkpoint is not None
+        state = {"theta": theta, "velocity": velocity, "total": total, "snapshots": torch.stack(snapshots)}
+        state["losses"] = torch.stack(losses) if losses else torch.zeros(0, len(theta))
+        checkpoint.save(state, {"indices": list(indices), "epoch": epoch, "step": step})
+
+    for epoch in range(first_epoch, epochs):
         shuffles = [torch.randperm(count, generator=generator(seed, "expert", k, "order", epoch)) for k in indices]
         order = torch.stack(shuffles).to(device)  # drawn on the CPU, so that every device sees the same
-        total, count_steps = torch.zeros(len(theta), device=device), count // batch
-        for step in range(count_steps):
+        for step in range(first_step, count_steps):
+            if checkpoint is not None and (stop.requested or checkpoint.due()):
+                save(epoch, step)
+            stop.check()
             chosen = order[:, step * batch : (step + 1) * batch]
             gradient, values = steps.gradient(theta, images[chosen], targets[chosen])
             velocity = next_velocity(velocity, gradient, theta, inner)
             theta = theta - optimizer.rate * velocity
             total += values
-            step_done()
-            stop.check()
+            steps_done(1)
         for index, value in zip(indices, total.tolist(), strict=True):
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss of expert {index} is not finite in epoch {epoch + 1}")
         snapshots.append(theta.cpu())
         losses.append(total.cpu() / count_steps)
+        total, first_step = torch.zeros_like(total), 0
     return [
         Expert(torch.stack([s[k] for s in snapshots]), torch.stack([loss[k] for loss in losses]))
         for k in range(len(indices))

@@ -18,6 +18,7 @@ from limbeck.matching.experts import Experts
 from limbeck.matching.match import inner_order, match
 from limbeck.matching.steps import Steps
 from limbeck.matching.unroll import InnerLoop, SyntheticGradient, pick
+from limbeck.ranks import place
 from limbeck.seeding import generator
 from limbeck.spec import Engine
 
@@ -94,7 +95,7 @@ class Matcher:
             targets: their targets, f[m, d].
             rate: the inner learning rate, a scalar.
         """
-        rank, ranks = _place()
+        rank, ranks = place()
         total = SyntheticGradient(torch.zeros_like(images), torch.zeros_like(targets), torch.zeros_like(rate))
         loss = torch.zeros((), device=images.device)
         mine = drawn[rank::ranks]
@@ -131,10 +132,3 @@ class Matcher:
 
 def _tensors(gradient: SyntheticGradient) -> tuple[Tensor, Tensor, Tensor]:
     return gradient.images, gradient.targets, gradient.rate
-
-
-def _place() -> tuple[int, int]:
-    """This process's rank, and how many there are."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

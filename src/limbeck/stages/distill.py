@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from limbeck.checkpoint import Checkpoint, load_tensors, pack_optimizer, save_tensors, unpack_optimizer
+from limbeck.checkpoint import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.data.resident import ResidentImages
@@ -27,6 +27,7 @@ from limbeck.matching.matcher import Matcher
 from limbeck.matching.unroll import InnerLoop
 from limbeck.nn.encoders import build_student, student_config
 from limbeck.nn.flat import FlatNetwork
+from limbeck.ranks import anyone, from_first, place
 from limbeck.spec import Distill
 from limbeck.ssl.teachers import load_teacher
 from limbeck.stages.task import StageTask
@@ -45,6 +46,9 @@ def distill(task: StageTask) -> None:
 
     The first holds images f32[m, 3, s, s] (normalised), targets f32[m, d], rate f32[], and initial_images; the second
     the matching loss and the rate of every iteration, and the expert and the start epoch of its first pair.
+
+    Several ranks of torch.distributed may do it together: each matches its share of an iteration's pairs, all hold and
+    write the same set, and the first saves and reads the checkpoints.
     """
     spec, shop = task.spec, task.shop
     settings, device = spec.distill, shop.device
@@ -59,8 +63,8 @@ def distill(task: StageTask) -> None:
     optimizer = _outer_optimizer(images, targets, log_rate, settings)
     steps = [group["lr"] for group in optimizer.param_groups]
     history = torch.zeros(settings.iterations, 4, dtype=torch.float64)  # loss, rate, expert, start
-    checkpoint, first = Checkpoint(task.out), 0
-    saved = checkpoint.load()
+    checkpoint, first, leads = task.checkpoint(), 0, place()[0] == 0
+    saved = from_first(checkpoint.load() if leads else None, device)
     if saved is not None:
         tensors, values = saved
         first = values["iterations"]
@@ -79,9 +83,10 @@ def distill(task: StageTask) -> None:
     with fitting_threads(config, batch), bars as bar:
         matcher = _matcher(task, experts, network, batch)
         for iteration in range(first, settings.iterations):
-            if checkpoint.due() or shop.stop.requested:
+            shop.stop.requested = anyone(shop.stop.requested, device)
+            if leads and (checkpoint.due() or shop.stop.requested):
                 save(iteration)
-                shop.stop.check()
+            shop.stop.check()
             rate = log_rate.detach().exp()
             drawn = matcher.draw(iteration, settings.pairs, len(images))
             matched = matcher.match(drawn, images, targets, rate)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
+from limbeck.checkpoint import Checkpoint
 from limbeck.errors import WorkError
 from limbeck.interrupt import StopRequest
 from limbeck.measure import MemoryPeak
@@ -19,6 +21,24 @@ from limbeck.version import __version__
 
 
 @dataclass(frozen=True)
+class Untrained:
+    """An expert that is not there."""
+
+    index: int
+    cause: str | None  # None: it was not tried
+
+
+class Fanout(Protocol):
+    """Workers in other processes, perhaps on other machines, that see the same store."""
+
+    def experts(self, task: StageTask, indices: Sequence[int]) -> list[Untrained]:
+        """Have these experts of `trajectories` made; those that failed or were not tried."""
+
+    def distill(self, task: StageTask, identity: Identity) -> None:
+        """Have the result of `distill` made, several pairs an iteration at once."""
+
+
+@dataclass(frozen=True)
 class Workshop:
     """Where and on what the work is done."""
 
@@ -26,6 +46,8 @@ class Workshop:
     device: torch.device
     progress: Progress = SILENT
     stop: StopRequest = field(default_factory=StopRequest)
+    fanout: Fanout | None = None
+    patience: float = 0.0  # how long to wait for another process that is making the same result, in seconds
 
     def find(self, identity: Identity) -> Result | None:
         """The finished result, or None; a damaged one is named and removed, so that it is made again.
@@ -60,7 +82,7 @@ class Workshop:
         if found is not None:
             return found, True
         self.stop.check()
-        with self.store.scratch(identity.stage, identity.key) as scratch:
+        with self.store.scratch(identity.stage, identity.key, self.patience) as scratch:
             found = self.find(identity)  # another process may have finished it meanwhile
             if found is not None:
                 return found, True
@@ -90,6 +112,10 @@ class StageTask:
     def input_file(self, name: str, file: str) -> Path:
         """A file of one of the inputs."""
         return self.inputs[name].path / file
+
+    def checkpoint(self) -> Checkpoint:
+        """Where this stage's state is saved, and found again."""
+        return Checkpoint(self.out, self.spec.execution.checkpoint_seconds, self.shop.store)
 
     def locate(self, stage: str, key: str, digest: str) -> Path:
         """The folder of a result that an input refers to.

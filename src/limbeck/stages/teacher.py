@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import torch
 
-from limbeck.checkpoint import Checkpoint, pack, pack_optimizer, unpack, unpack_optimizer
+from limbeck.checkpoint import pack, pack_optimizer, unpack, unpack_optimizer
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.resident import ResidentImages
 from limbeck.errors import InputError, WorkError
@@ -77,7 +77,7 @@ def _train(task: StageTask, dataset: ImageDataset, config: EncoderConfig) -> tor
         lr=settings.optimizer.rate,
         weight_decay=settings.optimizer.weight_decay,
     )
-    checkpoint = Checkpoint(task.out)
+    checkpoint = task.checkpoint()
     first, losses = 0, []
     saved = checkpoint.load()
     if saved is not None:

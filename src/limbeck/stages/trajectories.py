@@ -1,22 +1,26 @@
 """Stage 4, trajectories: students trained on the full data towards the targets, their parameters kept every epoch.
 
 Every expert is a result of its own, `expert/<key>/`, committed as soon as it is trained; the stage's result lists
-them. So more experts, or a run after a cut, train only those that are not there yet.
+them. So more experts, or a run after a cut, train only those that are not there yet. They are trained in this process,
+or by the workers of `task.shop.fanout`; the bytes are the same.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from limbeck.checkpoint import load_tensors, save_tensors
+from limbeck.checkpoint import Checkpoint, load_tensors, save_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.resident import ResidentImages
 from limbeck.errors import WorkError
+from limbeck.interrupt import Stopped
 from limbeck.matching.engine import GRADIENT_FORWARDS, Work, choose_steps, choose_together
 from limbeck.matching.experts import FILE, LIST, Expert, expert_steps, train_experts
 from limbeck.matching.steps import Steps
@@ -25,9 +29,13 @@ from limbeck.nn.flat import FlatNetwork
 from limbeck.progress import Bar
 from limbeck.spec import DistillationSpec
 from limbeck.stages.graph import EXPERT_VERSION
-from limbeck.stages.task import StageTask
+from limbeck.stages.task import StageTask, Untrained
 from limbeck.store import Identity, Result
-from limbeck.threads import fitting_threads
+from limbeck.threads import expert_threads, threads
+
+_PATIENCE = 3  # failures in a row after which a worker tries no more
+
+log = logging.getLogger(__name__)
 
 
 def expert_identity(spec: DistillationSpec, index: int, dataset: str, targets: str) -> Identity:
@@ -37,6 +45,7 @@ def expert_identity(spec: DistillationSpec, index: int, dataset: str, targets: s
         "seed": spec.seed,
         "epochs": spec.expert_epochs,
         "batch": spec.trajectories.batch,
+        "threads": expert_threads(spec),
         "precision": spec.trajectories.precision,
         "optimizer": spec.trajectories.optimizer.wire(),
         "student": spec.student.wire(),
@@ -46,15 +55,53 @@ def expert_identity(spec: DistillationSpec, index: int, dataset: str, targets: s
 
 
 def trajectories(task: StageTask) -> None:
-    """Train the experts that are not there yet; write `experts.json`, where they are and their digests, in order."""
-    count = task.spec.trajectories.experts
-    with fitting_threads(student_config(task.spec), task.spec.trajectories.batch):
-        entries = [
-            {"stage": result.manifest.stage, "key": result.manifest.key, "digest": result.digest}
-            for result in ExpertMaker(task).make(range(count))
-        ]
+    """Train the experts that are not there yet; write `experts.json`, where they are and their digests, in order.
+
+    Raises:
+        WorkError: some experts failed; all of them are named, and the others are kept.
+    """
+    count, fanout = task.spec.trajectories.experts, task.shop.fanout
+    missing = [index for index in range(count) if find_expert(task, index) is None]
+    if missing:
+        make = ExpertMaker(task).make if fanout is None else partial(fanout.experts, task)
+        untrained = make(missing)
+        if untrained:
+            raise WorkError(_failures(untrained, task.spec))
+    results = [find_expert(task, index) for index in range(count)]
+    lost = [str(index) for index, result in enumerate(results) if result is None]
+    if lost:
+        where = task.shop.store.url
+        raise WorkError(
+            f"trajectories: experts {', '.join(lost)} were trained but are not in {where}; do the workers see it?"
+        )
+    entries = [
+        {"stage": result.manifest.stage, "key": result.manifest.key, "digest": result.digest}
+        for result in results
+        if result is not None
+    ]
     (task.out / LIST).write_text(json.dumps({"experts": entries}, indent=2) + "\n")
     task.refers.extend(f"{entry['stage']}/{entry['key']}" for entry in entries)
+
+
+def find_expert(task: StageTask, index: int) -> Result | None:
+    """A finished expert, or None."""
+    return task.shop.find(_identity(task, index))
+
+
+def _identity(task: StageTask, index: int) -> Identity:
+    return expert_identity(task.spec, index, task.inputs["dataset"].digest, task.inputs["targets"].digest)
+
+
+def _failures(untrained: Sequence[Untrained], spec: DistillationSpec) -> str:
+    tried = [entry for entry in untrained if entry.cause is not None]
+    lines = [
+        f"trajectories: {len(tried)} of {spec.trajectories.experts} experts failed; "
+        "those that are done are kept, and another run tries the rest",
+        *(f"  expert {entry.index} of seed {spec.seed}: {entry.cause}" for entry in tried),
+    ]
+    if len(untrained) > len(tried):
+        lines.append(f"  {len(untrained) - len(tried)} more were not tried, after {_PATIENCE} failures in a row")
+    return "\n".join(lines)
 
 
 class ExpertMaker:
@@ -69,71 +116,106 @@ class ExpertMaker:
         self._batch = min(spec.trajectories.batch, len(dataset))
         self._steps_each = expert_steps(len(dataset), spec.trajectories.batch, spec.expert_epochs)
 
-    def make(self, indices: Sequence[int]) -> list[Result]:
-        """These experts, in order; those that are there are not trained again."""
-        shop, results = self._task.shop, {}
-        for index in indices:
-            found = shop.find(self._identity(index))
-            if found is not None:
-                results[index] = found
-        missing = [index for index in indices if index not in results]
-        if missing:
-            steps, together = self._engine(len(missing))
-            total, done = len(indices) * self._steps_each, len(results) * self._steps_each
-            with shop.progress.bar("trajectories", total, "steps", done) as bar:
-                for first in range(0, len(missing), together):
-                    group = missing[first : first + together]
-                    results.update(zip(group, self._make_group(group, steps, bar), strict=True))
-        return [results[index] for index in indices]
+    def make(self, indices: Sequence[int]) -> list[Untrained]:
+        """Have these experts made, in order; those that are there are not trained again.
 
-    def _make_group(self, group: list[int], steps: Steps, bar: Bar) -> list[Result]:
-        """Train a group side by side when the first of it is made, and commit each."""
+        Returns:
+            Those that failed, and those that were not tried after three failures in a row. The failure of one does
+            not touch the others.
+
+        Raises:
+            Stopped: a stop was asked for.
+        """
+        shop, failed, row = self._task.shop, list[Untrained](), 0
+        missing = [index for index in indices if find_expert(self._task, index) is None]
+        if not missing:
+            return []
+        total, done = len(indices) * self._steps_each, (len(indices) - len(missing)) * self._steps_each
+        with threads(expert_threads(self._task.spec)), shop.progress.bar("trajectories", total, "steps", done) as bar:
+            steps, together = self._engine(len(missing))
+            for first in range(0, len(missing), together):
+                for index, cause in self._make_group(missing[first : first + together], steps, bar):
+                    row = 0 if cause is None else row + 1
+                    if cause is not None:
+                        failed.append(Untrained(index, cause))
+                if row >= _PATIENCE:
+                    failed += [Untrained(index, None) for index in missing[first + together :]]
+                    break
+        return failed
+
+    def _make_group(self, group: list[int], steps: Steps, bar: Bar) -> list[tuple[int, str | None]]:
+        """Train a group side by side when the first of it is made, commit each; what went wrong with each, if so."""
         trained: dict[int, Expert] = {}
+        alone = len(group) == 1
 
         def work(folder: Path, index: int) -> list[str]:
+            nonlocal alone
+            if index not in trained and not alone:
+                try:
+                    rest = group[group.index(index) :]
+                    trained.update(zip(rest, self._train(rest, steps, bar, folder), strict=True))
+                except Stopped:
+                    raise
+                except Exception:
+                    log.exception("experts %s failed together; each is tried alone", group)
+                    alone = True
             if index not in trained:
-                trained.update(zip(group, self._train(group, steps, bar), strict=True))
+                (trained[index],) = self._train([index], steps, bar, folder)
             save_tensors(folder / FILE, {"theta": trained[index].theta, "losses": trained[index].losses})
             return []
 
-        return [self._task.shop.make(self._identity(index), partial(work, index=index))[0] for index in group]
+        outcomes: list[tuple[int, str | None]] = []
+        for index in group:
+            try:
+                self._task.shop.make(_identity(self._task, index), partial(work, index=index))
+            except Stopped:
+                raise
+            except Exception as error:
+                log.exception("expert %d failed", index)
+                outcomes.append((index, self._cause(error)))
+            else:
+                log.info("expert %d is done", index)
+                outcomes.append((index, None))
+        return outcomes
 
-    def _train(self, group: list[int], steps: Steps, bar: Bar) -> list[Expert]:
+    def _train(self, group: list[int], steps: Steps, bar: Bar, folder: Path) -> list[Expert]:
         spec, shop = self._task.spec, self._task.shop
         settings = spec.trajectories
         names = f"expert {group[0] + 1}" if len(group) == 1 else f"experts {group[0] + 1} to {group[-1] + 1}"
-        try:
-            return train_experts(
-                [self._student(index) for index in group],
-                steps,
-                self._images,
-                self._targets,
-                epochs=spec.expert_epochs,
-                batch=settings.batch,
-                optimizer=settings.optimizer,
-                seed=spec.seed,
-                indices=group,
-                stop=shop.stop,
-                step_done=lambda: bar.advance(len(group), note=f"{names} of {settings.experts}"),
-            )
-        except FloatingPointError as error:
-            raise WorkError(
-                f"trajectories: {error}; lower spec.trajectories.optimizer.rate (now {settings.optimizer.rate:g})"
-            ) from None
+        return train_experts(
+            [self._student(index) for index in group],
+            steps,
+            self._images,
+            self._targets,
+            epochs=spec.expert_epochs,
+            batch=settings.batch,
+            optimizer=settings.optimizer,
+            seed=spec.seed,
+            indices=group,
+            stop=shop.stop,
+            steps_done=lambda count: bar.advance(count * len(group), note=f"{names} of {settings.experts}"),
+            checkpoint=Checkpoint(folder, spec.execution.checkpoint_seconds, shop.store),
+        )
+
+    def _cause(self, error: Exception) -> str:
+        """One line for the user."""
+        if isinstance(error, FloatingPointError):
+            rate = self._task.spec.trajectories.optimizer.rate
+            return f"{error}; lower spec.trajectories.optimizer.rate (now {rate:g})"
+        if isinstance(error, WorkError | OSError):
+            return " ".join(str(error).split())
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {' '.join(str(error).split())} ({Path(frame.filename).name}:{frame.lineno})"
 
     def _student(self, index: int) -> Student:
         spec = self._task.spec
         return build_student(student_config(spec), self._targets.shape[1], spec.seed, "expert", index)
 
-    def _identity(self, index: int) -> Identity:
-        inputs = self._task.inputs
-        return expert_identity(self._task.spec, index, inputs["dataset"].digest, inputs["targets"].digest)
-
     def _engine(self, count: int) -> tuple[Steps, int]:
         """The steps, and how many experts to train at once."""
         spec, shop = self._task.spec, self._task.shop
         network = FlatNetwork(self._student(0).to(shop.device))
-        # all experts, not only the missing ones: a resumed run chooses as the cut one did
+        # all experts, not only the missing ones: a resumed run, or one worker of many, chooses as a whole run does
         forwards = float(GRADIENT_FORWARDS * self._steps_each * spec.trajectories.experts)
         work = Work(network, self._batch, spec.source.image_size, forwards)
         engine = spec.execution.engine

@@ -1,0 +1,283 @@
+"""The process that talks to Ray: reads a job, runs Ray Train, writes events. `python -m limbeck.fanout.driver`.
+
+It is a process of its own because Ray ends the process it is used in when the head of the cluster goes, and because
+waiting for a cluster that does not answer can then be given up. It stops when it reads `stop`, and at once when its
+standard input ends, which is when the process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+from limbeck.fanout.messages import STOP, Connected, Ended, Event, Job, Progress, Said, event_line
+from limbeck.threads import expert_threads
+from limbeck.version import __version__
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+_LOOK_EVERY = 0.5
+_PROBE_SECONDS = 20.0
+_OBJECT_STORE = 128 * 2**20  # bytes of a Ray that is started here: nothing large goes through it
+_FIELD = "spec.execution.ray"
+
+
+class _Refused(Exception):  # noqa: N818 - not a fault of the program
+    """The work cannot start; the field of the spec to blame, and why."""
+
+    def __init__(self, where: str, message: str) -> None:
+        self.where = where
+        super().__init__(" ".join(message.split()))
+
+
+class Driver:
+    """One job on one cluster."""
+
+    def __init__(self, job: Job, out: TextIO) -> None:
+        self._job, self._out = job, out
+        self._settings = job.spec.execution.ray
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Ask the workers to stop at their next safe point."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Connect, check, train, and say how it ended."""
+        try:
+            self._connect()
+            self._say(Connected())
+            workers, bundle = self._ask_for_room()
+            ended = self._train(workers, bundle)
+        except _Refused as refusal:
+            ended = Ended(error=str(refusal), where=refusal.where)
+        self._say(ended)
+
+    def _say(self, event: Event) -> None:
+        self._out.write(event_line(event))
+        self._out.flush()
+
+    def _connect(self) -> None:
+        import ray
+
+        job = self._job
+        if job.address is None:
+            cpus = math.ceil(job.most * self._cpus())
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=_OBJECT_STORE,
+                _temp_dir=job.temporary,
+            )
+            return
+        try:
+            ray.init(address=job.address, log_to_driver=False)
+        except Exception as error:
+            where = f"{_FIELD}.address"
+            reason = str(error.__cause__ or error)
+            if "token" in reason:
+                reason = "it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"
+            raise _Refused(where, f"{job.address}: cannot connect: {reason}") from None
+
+    def _cpus(self) -> float:
+        return self._settings.cpus_per_worker or float(expert_threads(self._job.spec))
+
+    def _ask_for_room(self) -> tuple[tuple[int, int], dict[str, float]]:
+        """The fewest and the most workers, and what each reserves; on a cluster, after a look at those places."""
+        import ray
+
+        settings, total = self._settings, ray.cluster_resources()
+        gpus = settings.gpus_per_worker
+        if gpus is None:
+            gpus = 1.0 if total.get("GPU", 0.0) >= 1.0 else 0.0
+        bundle = {"CPU": self._cpus(), **settings.resources}
+        if gpus:
+            bundle["GPU"] = gpus
+        if settings.accelerator_type is not None:
+            bundle[f"accelerator_type:{settings.accelerator_type}"] = 1e-3
+        workers = self._job.workers or max(1, _room(bundle))
+        workers = min(workers, self._job.most)
+        fewest = min(workers, settings.min_workers or workers)
+        if self._job.address is not None:
+            self._check_places(bundle, fewest, total)
+        return (fewest, workers), bundle
+
+    def _check_places(self, bundle: dict[str, float], workers: int, total: Mapping[str, float]) -> None:
+        """Reserve the workers' places for a moment: are there enough, and is limbeck there, in this version?"""
+        import ray
+        from ray.util.placement_group import placement_group, remove_placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        address, patience = self._job.address, self._settings.start_timeout_seconds
+        group = placement_group([dict(bundle) for _ in range(workers)], strategy="PACK")
+        try:
+            if not group.wait(patience):
+                free = ray.available_resources()
+                have = ", ".join(f"{name} {total.get(name, 0):g} ({free.get(name, 0):g} free)" for name in bundle)
+                want = ", ".join(f"{name} {amount:g}" for name, amount in bundle.items())
+                raise _Refused(
+                    _FIELD,
+                    f"{workers} workers of {want} each found no room in {address} within {patience} s, which has "
+                    f"{have}; ask for less, or raise startTimeoutSeconds where it grows on demand",
+                )
+
+            def probe() -> tuple[str, str | None]:  # sent by value: limbeck may not be there
+                import platform
+
+                try:
+                    from limbeck.version import __version__ as version
+                except ImportError:
+                    return platform.node(), None
+                return platform.node(), version
+
+            task = ray.remote(probe)
+            places = [
+                task.options(num_cpus=0, scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)).remote()
+                for index in range(workers)
+            ]
+            try:
+                found = ray.get(places, timeout=_PROBE_SECONDS)
+            except Exception as error:
+                raise _Refused(_FIELD, f"{address}: a worker does not start: {error}") from None
+            wrong = sorted({(node, version or "none") for node, version in found if version != __version__})
+            if wrong:
+                those = ", ".join(f"{version} on {node}" for node, version in wrong)
+                raise _Refused(
+                    f"{_FIELD}.address",
+                    f"{address} has limbeck {those}, and this is limbeck {__version__}; all must be the same version",
+                )
+        finally:
+            remove_placement_group(group)
+
+    def _train(self, workers: tuple[int, int], bundle: dict[str, float]) -> Ended:
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from limbeck.fanout.worker import Board, Deaths, train_loop
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+        fewest, most = workers
+        gpus = bundle.get("GPU", 0.0)
+        storage, path = _storage(self._job.store)
+        trainer = TorchTrainer(
+            train_loop,
+            train_loop_config={"job": self._job.model_dump_json(), "board": board, "cpus": bundle["CPU"]},
+            # NCCL wants a card a rank
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus >= 1 else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=most if fewest == most else (fewest, most),
+                use_gpu=gpus > 0,
+                resources_per_worker=bundle,
+            ),
+            run_config=RunConfig(
+                name=self._job.name,
+                storage_path=path,
+                storage_filesystem=storage,
+                failure_config=FailureConfig(max_failures=self._settings.max_failures),
+                callbacks=[Deaths(board)],
+            ),
+        )
+        each = ", ".join(f"{name} {amount:g}" for name, amount in bundle.items())
+        count = f"{most} worker{'s'[: most > 1]}" if fewest == most else f"{fewest} to {most} workers"
+        where = self._job.address or "this machine"
+        self._say(Said(line=f"{count} on {where}, {each}{' each' if most > 1 else ''}"))
+        failures: list[Exception] = []
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except Exception as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=fit, daemon=True)  # beside the main thread Ray leaves the signals alone
+        thread.start()
+        while thread.is_alive():
+            thread.join(_LOOK_EVERY)
+            self._look(board)
+        look = self._look(board)
+        stopped = self._stop.is_set()
+        if failures and not stopped:
+            return Ended(untrained=look.untrained, error=_cause(failures[0]))
+        return Ended(untrained=look.untrained, stopped=stopped, error=look.error)
+
+    def _look(self, board: ActorHandle[Any]) -> Any:
+        """Pass on what the board shows."""
+        import ray
+
+        if self._stop.is_set():
+            board.stop.remote()
+        look = ray.get(board.look.remote())
+        for line in look.lines:
+            self._say(Said(line=line))
+        self._say(Progress(done=look.done, note=look.note))
+        return look
+
+
+def _room(bundle: Mapping[str, float]) -> int:
+    """How many such workers all nodes together hold."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(int(min(node.get(name, 0.0) / amount + 1e-6 for name, amount in bundle.items())) for node in nodes)
+
+
+def _storage(url: str) -> tuple[Any, str]:
+    """Ray Train's own small files go to the store's folder work/ray, through the same file system as everything."""
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    filesystem, root = fsspec.url_to_fs(url)
+    path = f"{str(root).rstrip('/')}/work/ray"
+    if isinstance(filesystem, LocalFileSystem):
+        return None, path
+    return PyFileSystem(FSSpecHandler(filesystem)), path
+
+
+def _cause(error: Exception) -> str:
+    """What ended the training, in a line."""
+    from limbeck.fanout.worker import first_line
+
+    workers = getattr(error, "worker_failures", None)
+    if workers:
+        text = "; ".join(f"worker {rank}: {first_line(failure)}" for rank, failure in sorted(workers.items()))
+        return f"the workers died too often (spec.execution.ray.maxFailures); the last time: {text}"
+    return f"Ray: {first_line(error)}"
+
+
+def _obey(driver: Driver) -> None:
+    """Read commands until standard input ends."""
+    for line in sys.stdin:
+        if line.strip() == STOP:
+            driver.stop()
+    os._exit(1)
+
+
+def main() -> None:
+    """Read the job from the first line of standard input."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever Ray prints is not an event
+    job = Job.model_validate_json(sys.stdin.readline())
+    driver = Driver(job, out)
+    threading.Thread(target=_obey, args=(driver,), daemon=True).start()
+    started = time.monotonic()
+    driver.run()
+    sys.stderr.write(f"the driver took {time.monotonic() - started:.1f} s\n")
+    import ray
+
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
