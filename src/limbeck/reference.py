@@ -76,7 +76,7 @@ def _section(schema: dict[str, Any], section: dict[str, Any], path: str, parts: 
 
 def _reference(schema: dict[str, Any], field: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
     """The section that a field holds, with "[]" for each item of a list or "{}" for each value of a mapping."""
-    optional = next((option for option in field.get("anyOf", ()) if "$ref" in option), {})
+    optional: dict[str, Any] = next((option for option in field.get("anyOf", ()) if "$ref" in option), {})
     for candidate, suffix in (
         (field, ""),
         (optional, ""),

@@ -402,6 +402,7 @@ class RayNode(Section):
     cpu: Quantity = Field("2", description="CPU cores of a pod, as a Kubernetes quantity.")
     memory: Quantity = Field("8Gi", description="Memory of a pod, as a Kubernetes quantity.")
     shared_memory: Quantity = Field("2Gi", description="Size of /dev/shm, for Ray's object store; part of memory.")
+    scratch: Quantity = Field("20Gi", description="Size of /tmp, for logs and for what is fetched from a bucket.")
     node_selector: dict[str, str] = Field(default_factory=dict, description="Labels of the nodes that it may run on.")
     tolerations: list[Toleration] = Field(
         default_factory=_tolerations, max_length=100, description="Taints of the nodes that it may run on."
@@ -508,7 +509,7 @@ class Ray(Section):
         10, ge=0, le=100_000, description="How often workers may die in a stage; preempted nodes do not count."
     )
     start_timeout_seconds: int = Field(
-        20,
+        10,
         ge=1,
         le=86_400,
         description="How long to wait for the cluster to have room; raise it where an autoscaler must first add nodes.",

@@ -3,19 +3,23 @@
 It is a process of its own because Ray ends the process it is used in when the head of the cluster goes, and because
 waiting for a cluster that does not answer can then be given up. It stops when it reads `stop`, and at once when its
 standard input ends, which is when the process that started it is gone.
+
+For an address that begins with http it hands the job to the cluster, where another driver, on the head, does the same;
+its events come back through the log of the Ray job.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import signal
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from limbeck.fanout.messages import STOP, Connected, Ended, Event, Job, Progress, Said, event_line
+from limbeck.fanout.messages import STOP, Connected, Ended, Event, Job, Progress, Said, event_line, read_event
 from limbeck.threads import expert_threads
 from limbeck.version import __version__
 
@@ -26,6 +30,7 @@ _LOOK_EVERY = 0.5
 _PROBE_SECONDS = 20.0
 _OBJECT_STORE = 128 * 2**20  # bytes of a Ray that is started here: nothing large goes through it
 _FIELD = "spec.execution.ray"
+_JOB_VARIABLE = "LIMBECK_FANOUT_JOB"
 
 
 class _Refused(Exception):  # noqa: N818 - not a fault of the program
@@ -256,7 +261,83 @@ def _cause(error: Exception) -> str:
     return f"Ray: {first_line(error)}"
 
 
-def _obey(driver: Driver) -> None:
+class Submission:
+    """A job that is done by a driver on the cluster."""
+
+    def __init__(self, job: Job, out: TextIO) -> None:
+        self._job, self._out = job, out
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Ask the driver there to stop."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Submit it, and pass its events on."""
+        import asyncio
+
+        try:
+            ended = asyncio.run(self._follow())
+        except _Refused as refusal:
+            ended = Ended(error=str(refusal), where=refusal.where)
+        self._out.write(event_line(ended))
+        self._out.flush()
+
+    async def _follow(self) -> Ended:
+        import asyncio
+
+        from ray.job_submission import JobSubmissionClient
+
+        where, address = f"{_FIELD}.address", self._job.address
+        inner = self._job.model_copy(update={"address": "auto"})
+        try:
+            client = JobSubmissionClient(address)
+            submission = client.submit_job(
+                entrypoint="python -m limbeck.fanout.driver",
+                runtime_env={"env_vars": {_JOB_VARIABLE: inner.model_dump_json()}},
+                metadata={"limbeck": self._job.name},
+            )
+        except Exception as error:
+            raise _Refused(where, f"{address}: cannot submit a job: {error}") from None
+        self._write(Connected())
+        self._write(Said(line=f"job {submission} on {address}"))
+        stopping = asyncio.create_task(self._pass_stop_on(client, submission))
+        last, ended, rest = "", None, ""
+        try:
+            async for text in client.tail_job_logs(submission):
+                lines = (rest + text).splitlines(keepends=True)
+                rest = lines.pop() if lines and not lines[-1].endswith("\n") else ""
+                for line in lines:
+                    event = read_event(line)
+                    if isinstance(event, Ended):
+                        ended = event
+                    elif event is not None:
+                        self._write(event)
+                    else:
+                        last = line.strip() or last
+                        sys.stderr.write(line)
+        finally:
+            stopping.cancel()
+        if ended is not None:
+            return ended
+        if self._stop.is_set():
+            return Ended(stopped=True)
+        status = client.get_job_status(submission)
+        return Ended(error=f"job {submission} on {address} ended as {status}: {last}")
+
+    async def _pass_stop_on(self, client: Any, submission: str) -> None:
+        import asyncio
+
+        while not self._stop.is_set():
+            await asyncio.sleep(_LOOK_EVERY)
+        client.stop_job(submission)
+
+    def _write(self, event: Event) -> None:
+        self._out.write(event_line(event))
+        self._out.flush()
+
+
+def _obey(driver: Driver | Submission) -> None:
     """Read commands until standard input ends."""
     for line in sys.stdin:
         if line.strip() == STOP:
@@ -265,15 +346,26 @@ def _obey(driver: Driver) -> None:
 
 
 def main() -> None:
-    """Read the job from the first line of standard input."""
+    """Read the job from the first line of standard input, or as a Ray job from the environment."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever Ray prints is not an event
-    job = Job.model_validate_json(sys.stdin.readline())
-    driver = Driver(job, out)
-    threading.Thread(target=_obey, args=(driver,), daemon=True).start()
-    started = time.monotonic()
+    text = os.environ.pop(_JOB_VARIABLE, "")
+    submitted = bool(text)
+    text = text or sys.stdin.readline()
+    version = json.loads(text)["version"]
+    if version != __version__:  # what else it says is in that version's words
+        error = f"the head has limbeck {__version__}, and this is limbeck {version}; all must be the same version"
+        out.write(event_line(Ended(error=error, where=f"{_FIELD}.address")))
+        out.flush()
+        return
+    job = Job.model_validate_json(text)
+    through_dashboard = (job.address or "").startswith(("http://", "https://"))
+    driver: Driver | Submission = Submission(job, out) if through_dashboard else Driver(job, out)
+    if submitted:
+        signal.signal(signal.SIGTERM, lambda number, frame: driver.stop())
+    else:
+        threading.Thread(target=_obey, args=(driver,), daemon=True).start()
     driver.run()
-    sys.stderr.write(f"the driver took {time.monotonic() - started:.1f} s\n")
     import ray
 
     ray.shutdown()

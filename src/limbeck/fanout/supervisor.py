@@ -257,6 +257,7 @@ def _environment(outer: Mapping[str, str], mark: str, *, local: bool) -> dict[st
         # a token of its own: nobody else on this machine may use it, and none is left in the home folder
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         environment.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        environment.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")  # nobody will start this head again
     elif "RAY_AUTH_TOKEN" in outer or "RAY_AUTH_TOKEN_PATH" in outer:
         environment.setdefault("RAY_AUTH_MODE", "token")
     return environment
