@@ -16,11 +16,23 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from limbeck.fanout.messages import STOP, Connected, Ended, Event, Job, Progress, Said, event_line, read_event
-from limbeck.threads import expert_threads
+from limbeck.fanout.messages import (
+    STOP,
+    TOKEN_ADVICE,
+    Connected,
+    Connecting,
+    Ended,
+    Event,
+    Job,
+    Progress,
+    Said,
+    event_line,
+    read_event,
+)
 from limbeck.version import __version__
 
 if TYPE_CHECKING:
@@ -28,6 +40,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY = 0.5
 _PROBE_SECONDS = 20.0
+_SUBMIT_SECONDS = 8.0
 _OBJECT_STORE = 128 * 2**20  # bytes of a Ray that is started here: nothing large goes through it
 _FIELD = "spec.execution.ray"
 _JOB_VARIABLE = "LIMBECK_FANOUT_JOB"
@@ -69,14 +82,14 @@ class Driver:
         self._out.flush()
 
     def _connect(self) -> None:
+        self._say(Connecting())
         import ray
 
         job = self._job
         if job.address is None:
-            cpus = math.ceil(job.most * self._cpus())
             ray.init(
                 address="local",
-                num_cpus=cpus,
+                num_cpus=math.ceil(job.most * job.cpus),
                 include_dashboard=False,
                 log_to_driver=False,
                 object_store_memory=_OBJECT_STORE,
@@ -86,14 +99,7 @@ class Driver:
         try:
             ray.init(address=job.address, log_to_driver=False)
         except Exception as error:
-            where = f"{_FIELD}.address"
-            reason = str(error.__cause__ or error)
-            if "token" in reason:
-                reason = "it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"
-            raise _Refused(where, f"{job.address}: cannot connect: {reason}") from None
-
-    def _cpus(self) -> float:
-        return self._settings.cpus_per_worker or float(expert_threads(self._job.spec))
+            raise _Refused(f"{_FIELD}.address", f"{job.address}: cannot connect: {_reason(error)}") from None
 
     def _ask_for_room(self) -> tuple[tuple[int, int], dict[str, float]]:
         """The fewest and the most workers, and what each reserves; on a cluster, after a look at those places."""
@@ -103,7 +109,7 @@ class Driver:
         gpus = settings.gpus_per_worker
         if gpus is None:
             gpus = 1.0 if total.get("GPU", 0.0) >= 1.0 else 0.0
-        bundle = {"CPU": self._cpus(), **settings.resources}
+        bundle = {"CPU": self._job.cpus, **settings.resources}
         if gpus:
             bundle["GPU"] = gpus
         if settings.accelerator_type is not None:
@@ -229,6 +235,11 @@ class Driver:
         return look
 
 
+def _reason(error: Exception) -> str:
+    text = str(error.__cause__ or error)
+    return TOKEN_ADVICE if "token" in text else text
+
+
 def _room(bundle: Mapping[str, float]) -> int:
     """How many such workers all nodes together hold."""
     import ray
@@ -284,21 +295,28 @@ class Submission:
         self._out.flush()
 
     async def _follow(self) -> Ended:
+        self._write(Connecting())
         import asyncio
 
         from ray.job_submission import JobSubmissionClient
 
         where, address = f"{_FIELD}.address", self._job.address
         inner = self._job.model_copy(update={"address": "auto"})
-        try:
-            client = JobSubmissionClient(address)
-            submission = client.submit_job(
-                entrypoint="python -m limbeck.fanout.driver",
-                runtime_env={"env_vars": {_JOB_VARIABLE: inner.model_dump_json()}},
-                metadata={"limbeck": self._job.name},
-            )
-        except Exception as error:
-            raise _Refused(where, f"{address}: cannot submit a job: {error}") from None
+        settings: dict[str, Any] = {
+            "entrypoint": "python -m limbeck.fanout.driver",
+            "runtime_env": {"env_vars": {_JOB_VARIABLE: inner.model_dump_json()}},
+            "metadata": {"limbeck": self._job.name},
+        }
+        deadline = time.monotonic() + _SUBMIT_SECONDS
+        while True:
+            try:
+                client = JobSubmissionClient(address)
+                submission = client.submit_job(**settings)
+                break
+            except Exception as error:  # a cluster that has just started has no agent yet
+                if "try again later" not in str(error) or time.monotonic() > deadline:
+                    raise _Refused(where, f"{address}: cannot submit a job: {_reason(error)}") from None
+                await asyncio.sleep(_LOOK_EVERY)
         self._write(Connected())
         self._write(Said(line=f"job {submission} on {address}"))
         stopping = asyncio.create_task(self._pass_stop_on(client, submission))
@@ -322,6 +340,8 @@ class Submission:
             return ended
         if self._stop.is_set():
             return Ended(stopped=True)
+        if "No module named 'limbeck'" in last:
+            raise _Refused(where, f"{address}: its head has no limbeck; this is limbeck {__version__}")
         status = client.get_job_status(submission)
         return Ended(error=f"job {submission} on {address} ended as {status}: {last}")
 

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from limbeck.spec import DistillationSpec
 
 EVENT = "limbeck-event: "  # what a line of the driver's output begins with, among whatever else is printed there
+# noqa-next
+TOKEN_ADVICE = "it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"  # noqa: S105
 STOP = "stop"  # the line that asks the driver to stop at the next safe point
 
 
@@ -48,6 +50,7 @@ class Job(_Message):
     temporary: str  # folder of a Ray that is started here
     workers: int | None  # as many as there is room for, when None
     most: int  # workers that have something to do
+    cpus: float  # that a worker reserves
 
     @property
     def log(self) -> str:
@@ -60,6 +63,12 @@ class Said(_Message):
 
     event: Literal["said"] = "said"
     line: str
+
+
+class Connecting(_Message):
+    """The driver is up, and asks the cluster."""
+
+    event: Literal["connecting"] = "connecting"
 
 
 class Connected(_Message):
@@ -93,7 +102,7 @@ class Ended(_Message):
     where: str | None = None  # the field of the spec that is to blame, if one is
 
 
-Event = Annotated[Said | Connected | Progress | Ended, Field(discriminator="event")]
+Event = Annotated[Said | Connecting | Connected | Progress | Ended, Field(discriminator="event")]
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 
 

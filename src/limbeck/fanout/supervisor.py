@@ -21,7 +21,20 @@ from urllib.parse import urlsplit
 
 from limbeck.data.dataset import ImageDataset
 from limbeck.errors import InputError, WorkError
-from limbeck.fanout.messages import STOP, Connected, Ended, Event, Job, Made, Place, Progress, Said, read_event
+from limbeck.fanout.messages import (
+    STOP,
+    TOKEN_ADVICE,
+    Connected,
+    Connecting,
+    Ended,
+    Event,
+    Job,
+    Made,
+    Place,
+    Progress,
+    Said,
+    read_event,
+)
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.matching.experts import expert_steps
 from limbeck.progress import Bar
@@ -29,13 +42,15 @@ from limbeck.progress import Progress as Display
 from limbeck.spec import DistillationSpec
 from limbeck.stages.task import StageTask, Untrained
 from limbeck.store import Identity, Store
+from limbeck.threads import expert_threads
 from limbeck.version import __version__
 
 _ADDRESS_FIELD = "spec.execution.ray.address"
 _ADDRESSES = "ray://HOST:PORT, HOST:PORT, http://HOST:PORT or auto"
 _KNOCK_SECONDS = 5.0
-_CONNECT_SECONDS = 25.0  # to a cluster; an address that does not answer is told within 30 s
-_START_SECONDS = 180.0  # of a Ray on this machine, which may be busy
+_START_SECONDS = 60.0  # of the driver
+_CONNECT_SECONDS = 12.0  # to a cluster
+_LOCAL_SECONDS = 180.0  # of a Ray on this machine, which may be busy
 _STOP_SECONDS = 60.0
 _END_SECONDS = 15.0
 _MARK = "LIMBECK_FANOUT"  # in the environment of everything that is started here
@@ -52,7 +67,7 @@ class RayFanout:
         stop: passed on to the workers.
 
     Raises:
-        InputError: Ray is not installed, the address is none, or nothing can share the store.
+        InputError: Ray is not installed, nothing listens at the address, or nothing can share the store.
     """
 
     def __init__(
@@ -66,7 +81,7 @@ class RayFanout:
         if store.shared_url.startswith("memory:"):
             raise InputError("spec.output.uri", f"{store.url}: no other process sees it", "a folder or a bucket")
         if self._address is not None:
-            _place_of(self._address)
+            _knock(self._address)
 
     def experts(self, task: StageTask, indices: Sequence[int]) -> list[Untrained]:
         """See `limbeck.stages.task.Fanout`."""
@@ -112,6 +127,7 @@ class RayFanout:
             temporary="",
             workers=self._workers,
             most=most if self._workers is None else min(most, self._workers),
+            cpus=task.spec.execution.ray.cpus_per_worker or float(expert_threads(task.spec)),
         )
 
     def _run(self, job: Job, bar: Bar) -> Ended:
@@ -122,8 +138,6 @@ class RayFanout:
             WorkError: the workers failed, or Ray went away.
             Stopped: a stop was asked for.
         """
-        if self._address is not None:
-            _knock(self._address)
         with self._store.appended(f"{job.log}/ray.log") as log, _driver(job, log) as driver:
             ended = self._follow(driver, job, bar)
             self._store.remove(f"work/ray/{job.name}")
@@ -143,8 +157,8 @@ class RayFanout:
 
     def _follow(self, driver: _Driver, job: Job, bar: Bar) -> Ended | None:
         """Show events until the last; None when the driver ends without one."""
-        deadline = time.monotonic() + (_START_SECONDS if job.address is None else _CONNECT_SECONDS)
-        shown, asked = 0, False
+        shown, asked, patience = 0, False, _START_SECONDS
+        deadline = time.monotonic() + patience
         while True:
             if self._stop.requested and not asked:
                 asked = True
@@ -154,6 +168,9 @@ class RayFanout:
             if isinstance(event, Ended | None) and (event is not None or driver.ended):
                 return event
             match event:
+                case Connecting() if not asked:
+                    patience = _LOCAL_SECONDS if job.address is None else _CONNECT_SECONDS
+                    deadline = time.monotonic() + patience
                 case Connected():
                     deadline = deadline if asked else float("inf")
                 case Said():
@@ -164,10 +181,11 @@ class RayFanout:
             if time.monotonic() > deadline:
                 if asked:
                     return Ended(stopped=True)
-                seconds = _START_SECONDS if job.address is None else _CONNECT_SECONDS
+                if driver.wrote("InvalidAuthToken"):  # Ray tries again and again
+                    raise InputError(_ADDRESS_FIELD, f"{job.address}: {TOKEN_ADVICE}")
                 raise InputError(
                     _ADDRESS_FIELD if job.address else "ray",
-                    f"{job.address or 'Ray on this machine'} gave no answer within {seconds:.0f} s",
+                    f"{job.address or 'Ray on this machine'} gave no answer within {patience:.0f} s",
                     "a running cluster" if job.address else "a machine that is less busy",
                 )
 
@@ -175,8 +193,9 @@ class RayFanout:
 class _Driver:
     """The driver process, and the events that it writes."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], log: Path, written: int) -> None:
         self.process = process
+        self._log, self._written = log, written
         self._events: queue.Queue[Event | None] = queue.Queue()
         self.ended = False
         threading.Thread(target=self._read, daemon=True).start()
@@ -198,6 +217,10 @@ class _Driver:
         self.ended |= event is None
         return event
 
+    def wrote(self, word: str) -> bool:
+        """Whether its log, or Ray's in it, has the word."""
+        return word.encode() in self._log.read_bytes()[self._written :]
+
     def send(self, line: str) -> None:
         """Write a line to the driver, if it still reads."""
         assert self.process.stdin is not None
@@ -214,6 +237,7 @@ def _driver(job: Job, log: Path) -> Iterator[_Driver]:
     folder = Path(tempfile.mkdtemp(prefix="lb", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
     try:
         with log.open("a") as output:
+            written = output.tell()
             process = subprocess.Popen(
                 [sys.executable, "-m", "limbeck.fanout.driver"],
                 stdin=subprocess.PIPE,
@@ -223,7 +247,7 @@ def _driver(job: Job, log: Path) -> Iterator[_Driver]:
                 env=_environment(os.environ, mark, local=job.address is None),
                 start_new_session=True,  # Ctrl-C is the command's, which passes it on
             )
-        driver = _Driver(process)
+        driver = _Driver(process, log, written)
         try:
             driver.send(job.model_copy(update={"temporary": str(folder)}).model_dump_json())
             yield driver

@@ -1,0 +1,181 @@
+"""A real cluster, started as an administrator starts one: reached by each kind of address, or refused in a line."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import limbeck
+from limbeck.runner import Run
+from limbeck.version import __version__
+from tests.fanout.processes import MARK, LimbeckProcess, kill, marked, wait_for
+from tests.stages.tiny import distillation, result_files, run_tiny, workshop, write_tiny
+
+FEW = {"trajectories.experts": 3, "evaluate.tasks": []}
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2}
+
+
+@dataclass(frozen=True)
+class Head:
+    gcs: str
+    client: str
+    dashboard: str
+
+
+def free_port() -> int:
+    """One that is not in the range that Ray gives to its workers."""
+    while True:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = int(listener.getsockname()[1])
+        if port > 20_000:
+            return port
+
+
+@contextmanager
+def head(environment: dict[str, str]) -> Iterator[Head]:
+    """`ray start --head`, with two CPUs, in a folder of its own."""
+    gcs, client, dashboard = free_port(), free_port(), free_port()
+    mark = uuid.uuid4().hex
+    folder = Path(tempfile.mkdtemp(prefix="rc", dir="/tmp"))
+    ray = Path(sys.executable).with_name("ray")
+    command = [ray, "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", f"--temp-dir={folder}"]
+    command += [f"--port={gcs}", f"--ray-client-server-port={client}", f"--dashboard-port={dashboard}"]
+    command += ["--object-store-memory=134217728", f"--dashboard-agent-listen-port={free_port()}"]
+    path = {"PATH": f"{ray.parent}:{os.environ['PATH']}"}  # as in an image: its python is the one with limbeck
+    with (folder / "out").open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env={**os.environ, **path, **TOKEN, **environment, MARK: mark}
+        )
+    try:
+        for port in (gcs, client, dashboard):
+            wait_for(lambda: answers(port), 60, f"head: {(folder / 'out').read_text()}")  # noqa: B023
+        time.sleep(3)
+        yield Head(f"127.0.0.1:{gcs}", f"ray://127.0.0.1:{client}", f"http://127.0.0.1:{dashboard}")
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        kill(*marked(mark))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Head]:
+    with head({}) as started:
+        yield started
+
+
+def prepared(folder: Path, address: str, **changes: object) -> Path:
+    """A spec whose stages before trajectories are done."""
+    settings = {**FEW, "execution.ray": {"address": address, "workers": 2, **changes}}
+    for name in ("ingest", "teacher", "targets"):
+        Run(distillation(folder / "out", settings), workshop(folder / "out")).stage(name)
+    return write_tiny(folder / "spec.yaml", folder / "out", settings)
+
+
+def refused(folder: Path, address: str, environment: dict[str, str] = TOKEN, **changes: object) -> str:
+    """What the stage says, in one line and within 30 seconds, instead of doing anything."""
+    spec = prepared(folder, address, **changes)
+    started = time.monotonic()
+    stage = LimbeckProcess("stage", "trajectories", spec, cwd=folder, environment=environment)
+    assert stage.ends() == 2, stage.err
+    assert time.monotonic() - started < 30
+    assert "Traceback" not in stage.err
+    assert not list((folder / "out").glob("expert/*"))
+    return stage.problems[-1]
+
+
+@pytest.mark.parametrize("kind", ["gcs", "client", "dashboard"])
+def test_experts_of_a_cluster_are_those_of_this_machine(tmp_path, cluster, kind):
+    address = getattr(cluster, kind)
+    spec, output = prepared(tmp_path, address), tmp_path / "out"
+    stage = LimbeckProcess("stage", "trajectories", spec, cwd=tmp_path, environment=TOKEN)
+    assert stage.ends() == 0, stage.err
+    assert re.search(r"trajectories: 2 workers on .*, CPU 1 each", stage.err)
+    run_tiny(tmp_path / "alone", FEW)
+    made = {name: digest for name, digest in result_files(output).items() if not name.startswith("logs/")}
+    assert len([name for name in made if name.startswith("expert/")]) == 3
+    assert made.items() <= result_files(tmp_path / "alone").items()
+    assert (output / "logs/trajectories/worker-1.log").read_text().count("is done") == 1
+
+
+def test_an_address_where_nothing_listens(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    assert refused(tmp_path, address).endswith(
+        f"spec.execution.ray.address: {address}: Connection refused; a running Ray cluster"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://", "http://"])
+def test_an_address_that_listens_and_never_answers(tmp_path, scheme):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"{scheme}127.0.0.1:{listener.getsockname()[1]}"
+        problem = refused(tmp_path, address)
+    assert f"spec.execution.ray.address: {address}" in problem
+    assert re.search("gave no answer within 12 s|cannot connect|cannot submit", problem)
+
+
+@pytest.mark.parametrize("address", ["somewhere", "host:", "ftp://host:1", "host:port", "http://host"])
+def test_an_address_that_is_none(tmp_path, limbeck, address):
+    spec = write_tiny(tmp_path / "spec.yaml", tmp_path / "out", {"execution.ray": {"address": address}})
+    outcome = limbeck("run", spec)
+    assert outcome.code == 2
+    expected = f"spec.execution.ray.address: {address!r}; ray://HOST:PORT, HOST:PORT, http://HOST:PORT or auto"
+    assert outcome.problems[-1].endswith(expected)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_without_enough_gpus(tmp_path, cluster):
+    problem = refused(tmp_path, cluster.gcs, gpusPerWorker=1)
+    assert re.search(
+        r"spec\.execution\.ray: 2 workers of CPU 1, GPU 1 each found no room in 127.0.0.1:\d+ within 10 s, which has "
+        r"CPU 2 \(\d free\), GPU 0 \(0 free\); ask for less, or raise startTimeoutSeconds",
+        problem,
+    )
+
+
+def test_a_cluster_that_asks_for_a_token(tmp_path, cluster):
+    problem = refused(tmp_path, cluster.gcs, environment={"RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)})
+    assert problem.endswith("it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's")
+
+
+def test_a_cluster_with_another_version_of_limbeck(tmp_path):
+    package = Path(limbeck.__file__).parent
+    image = tmp_path / "image"
+    shutil.copytree(package, image / "limbeck")
+    (image / "limbeck" / "version.py").write_text('"""Another."""\n\n__version__ = "9.9.9"\n')
+    with head({"PYTHONPATH": str(image)}) as other:
+        problem = refused(tmp_path / "worker", other.gcs)
+        assert re.search(
+            rf"spec\.execution\.ray\.address: {other.gcs} has limbeck 9\.9\.9 on \S+, and this is limbeck "
+            rf"{re.escape(__version__)}; all must be the same version",
+            problem,
+        )
+        problem = refused(tmp_path / "job", other.dashboard)
+        assert f"the head has limbeck 9.9.9, and this is limbeck {__version__}" in problem
