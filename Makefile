@@ -15,6 +15,7 @@ test: $(INSTALLED) lint
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/distill.py
 	$(BIN)/python benchmarks/experts.py
+	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/accuracy.py
 
 lint: $(INSTALLED)

@@ -6,6 +6,9 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from limbeck.checkpoint import Checkpoint
 from limbeck.errors import InputError, WorkError
 from limbeck.stages.task import Workshop
 from limbeck.store import DamagedResultError, Identity, Made, Store
@@ -291,3 +295,54 @@ IDENTITIES = st.tuples(
 @given(IDENTITIES, IDENTITIES)
 def test_keys_are_equal_exactly_when_every_ingredient_is(one, other):
     assert (Identity(*one).key == Identity(*other).key) == (one == other)
+
+
+def test_a_lock_is_waited_for_as_long_as_one_has_patience(tmp_path):
+    store = Store(str(tmp_path))
+    held, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with Store(str(tmp_path)).scratch("stage", "key"):
+            held.set()
+            free.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    with pytest.raises(WorkError, match="another limbeck is working on it"), store.scratch("stage", "key", 0.3):
+        pass
+    threading.Timer(0.5, free.set).start()
+    with store.scratch("stage", "key", 10.0) as folder:
+        assert folder.is_dir()
+    thread.join()
+
+
+def test_working_state_of_a_remote_store_is_there_for_another_machine(tmp_path, monkeypatch):
+    url = f"memory://{uuid.uuid4().hex}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    with suppress(KeyboardInterrupt), Store(url).scratch("stage", "key") as folder:
+        checkpoint = Checkpoint(folder, 0.0, Store(url))
+        assert checkpoint.load() is None
+        checkpoint.save({"state": torch.ones(3)}, {"step": 7})
+        raise KeyboardInterrupt
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    other = Store(url)
+    with other.scratch("stage", "key") as folder:
+        assert not list(folder.iterdir())
+        tensors, values = Checkpoint(folder, 0.0, other).load()
+        assert values == {"step": 7}
+        assert torch.equal(tensors["state"], torch.ones(3))
+    assert other.names("work/stage") == []  # gone with the work
+
+
+def test_a_log_is_appended_to_and_lies_in_the_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for url in (str(tmp_path / "local"), f"memory://{uuid.uuid4().hex}"):
+        store = Store(url)
+        for line in ("one\n", "two\n"):
+            with store.appended("logs/x.log") as path, path.open("a") as log:
+                log.write(line)
+        assert store.read_text("logs/x.log") == "one\ntwo\n"
+        store.remove("logs")
+        store.remove("logs")
+        assert store.read_text("logs/x.log") is None

@@ -506,7 +506,11 @@ class Ray(Section):
         None, min_length=1, max_length=63, description="Ray's name for the kind of accelerator to run on, such as H100."
     )
     max_failures: int = Field(
-        10, ge=0, le=100_000, description="How often workers may die in a stage; preempted nodes do not count."
+        10,
+        ge=0,
+        le=100_000,
+        description="How often workers may die in a stage, preempted nodes aside; as often they may fail to start "
+        "again.",
     )
     start_timeout_seconds: int = Field(
         10,

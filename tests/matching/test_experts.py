@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from limbeck.checkpoint import save_tensors
+from limbeck.checkpoint import Checkpoint, save_tensors
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.matching.experts import FILE, LIST, Experts, expert_steps, train_experts
 from limbeck.matching.steps import Steps, student_loss
@@ -127,3 +127,45 @@ def test_snapshots_are_read_one_by_one_from_disk(tmp_path):
     module = student()
     torch.nn.utils.vector_to_parameters(read.theta(1, 3), module.parameters())
     assert torch.isfinite(module(IMAGES)).all()
+
+
+class StopAfter(StopRequest):
+    """Asks to stop once so many steps were done."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.done, self._steps = [], steps
+
+    def __call__(self, count):
+        self.done.append(count)
+        self.requested = sum(self.done) >= self._steps
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_cut_expert_goes_on_within_itself_and_ends_with_the_same_bytes(tmp_path, steps, together):
+    students = [student(index) for index in range(together)]
+    uncut = side_by_side(students)
+    stop = StopAfter(steps)
+    with pytest.raises(Stopped):
+        side_by_side(students, stop=stop, steps_done=stop, checkpoint=Checkpoint(tmp_path, 1000.0))
+    done = []
+    on = side_by_side(students, steps_done=done.append, checkpoint=Checkpoint(tmp_path, 1000.0))
+    assert done == [steps] + [1] * (6 - steps)
+    for one, other in zip(uncut, on, strict=True):
+        assert torch.equal(one.theta, other.theta)
+        assert torch.equal(one.losses, other.losses)
+
+
+def test_the_state_of_other_experts_is_not_taken_up(tmp_path):
+    stop = StopAfter(3)
+    with pytest.raises(Stopped):
+        side_by_side([student(0), student(1)], stop=stop, steps_done=stop, checkpoint=Checkpoint(tmp_path, 1000.0))
+    assert torch.equal(trained(0, checkpoint=Checkpoint(tmp_path, 1000.0)).theta, trained(0).theta)
+
+
+def test_state_is_saved_in_time(tmp_path):
+    trained(0, checkpoint=Checkpoint(tmp_path, 1000.0))
+    assert not list(tmp_path.iterdir())
+    trained(0, checkpoint=Checkpoint(tmp_path, 0.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]

@@ -45,6 +45,8 @@ NOWHERE: list[tuple[str, Any]] = [
     ("output.uri", "elsewhere"),
     ("tracking.uri", "http://x"),
     ("execution.backend", "job"),
+    ("execution.ray", {"address": "auto", "workers": 9}),
+    ("execution.checkpointSeconds", 1.0),
     ("execution.resources", {"distill": {"gpus": 1}}),
 ]
 
@@ -83,6 +85,7 @@ def test_an_expert_does_not_know_how_many_there_are_or_what_comes_after_it(field
     [
         ("seed", 1),
         ("trajectories.batch", 32),
+        ("trajectories.threads", 2),
         ("student.width", 16),
         ("distill.expertGap", 3),
         ("source.imageSize", 16),

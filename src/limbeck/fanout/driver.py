@@ -195,7 +195,10 @@ class Driver:
                 name=self._job.name,
                 storage_path=path,
                 storage_filesystem=storage,
-                failure_config=FailureConfig(max_failures=self._settings.max_failures),
+                failure_config=FailureConfig(
+                    max_failures=self._settings.max_failures,
+                    controller_failure_limit=max(1, self._settings.max_failures),  # a group that finds no room again
+                ),
                 callbacks=[Deaths(board)],
             ),
         )

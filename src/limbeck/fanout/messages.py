@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from limbeck.spec import DistillationSpec
 
 EVENT = "limbeck-event: "  # what a line of the driver's output begins with, among whatever else is printed there
-# noqa-next
 TOKEN_ADVICE = "it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"  # noqa: S105
 STOP = "stop"  # the line that asks the driver to stop at the next safe point
 
