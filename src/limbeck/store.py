@@ -169,18 +169,18 @@ class Store:
             WorkError: another process is making this result.
         """
         folder = self._mirror / "work" / stage / key
-        folder.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f"{key}.lock")
         with _locked(lock, patience) as taken:
             if not taken:
                 raise WorkError(
                     f"{stage}/{key}: another limbeck is working on it in {self.url}; wait for it or stop it"
                 )
+            folder.mkdir(parents=True, exist_ok=True)  # now: who had the lock before has removed it
             yield folder
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.unlink(missing_ok=True)
-        if not self._local and self._fs.exists(f"{self.root}/work/{stage}/{key}"):
-            self._fs.rm(f"{self.root}/work/{stage}/{key}", recursive=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            if not self._local and self._fs.exists(f"{self.root}/work/{stage}/{key}"):
+                self._fs.rm(f"{self.root}/work/{stage}/{key}", recursive=True)
+            lock.unlink(missing_ok=True)  # still held: who waits for it sees that it is another file now
 
     def keep(self, file: Path) -> None:
         """Copy a file of a scratch folder to the store, where it is remote: another machine may have to go on."""

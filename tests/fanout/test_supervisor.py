@@ -17,6 +17,7 @@ from limbeck.runner import Run
 from limbeck.store import Store
 from tests.stages.tiny import Lines, distillation, workshop
 
+REAL = subprocess.Popen
 FEW = {"trajectories.experts": 3, "evaluate.tasks": []}
 
 
@@ -42,7 +43,6 @@ def driven(tmp_path, monkeypatch):
     """Runs the stage trajectories with a script as the driver, which finds `say` and the job there."""
 
     def run(script: str, stop: StopRequest | None = None) -> Lines:
-        real = subprocess.Popen
         head = (
             "import sys, json, time\nfrom limbeck.fanout.messages import *\n"
             "def say(event):\n    sys.stdout.write(event_line(event)); sys.stdout.flush()\n"
@@ -50,7 +50,7 @@ def driven(tmp_path, monkeypatch):
         )
 
         def popen(command, **options):
-            return real([sys.executable, "-c", head + script], **options)
+            return REAL([sys.executable, "-c", head + script], **options)
 
         shop = workshop(tmp_path / "out")
         for name in ("ingest", "teacher", "targets"):
