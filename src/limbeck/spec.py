@@ -497,7 +497,8 @@ class Ray(Section):
         None, description="CPU cores that a worker reserves; by default the threads of an expert."
     )
     gpus_per_worker: Annotated[float, Field(ge=0.0, le=64.0)] | None = Field(
-        None, description="GPUs that a worker reserves; by default 1 where the cluster has any."
+        None,
+        description="GPUs that a worker reserves; by default 1 where the cluster has any, a share on this machine.",
     )
     resources: dict[str, Annotated[float, Field(gt=0.0, le=1e15)]] = Field(
         default_factory=dict, description="Other Ray resources that a worker reserves."

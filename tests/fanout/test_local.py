@@ -171,3 +171,13 @@ def test_ray_that_is_not_installed_is_named(tmp_path, limbeck, monkeypatch):
     assert outcome.code == 2
     assert outcome.problems[-1].endswith("ray: not installed; pip install 'limbeck[ray]'")
     assert Store(str(tmp_path / "out")).names("expert") == []
+
+
+def test_more_gpus_than_this_machine_has_is_told(tmp_path):
+    changes = {**FEW, "execution.ray": {"gpusPerWorker": 9, "startTimeoutSeconds": 2}}
+    spec = write_tiny(tmp_path / "spec.yaml", tmp_path / "out", changes)
+    prepared(tmp_path / "out", changes)
+    run = LimbeckProcess("stage", "trajectories", spec, "--workers", 1, cwd=tmp_path)
+    assert run.ends() == 2, run.err
+    assert "a worker of CPU 1, GPU 9 found no room in this machine within 2 s" in run.problems[-1]
+    assert not marked(run.mark), "processes are left"

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 
+import fsspec
 import pytest
 
 from limbeck.errors import InputError, WorkError
 from limbeck.fanout import supervisor
+from limbeck.fanout.driver import _storage
 from limbeck.fanout.messages import Connected, Ended, Failure, Progress, Said, event_line, read_event
 from limbeck.fanout.supervisor import RayFanout
 from limbeck.interrupt import Stopped, StopRequest
@@ -108,3 +110,13 @@ def test_a_stop_reaches_the_driver(driven):
     with pytest.raises(Stopped):
         driven("assert sys.stdin.readline().strip() == STOP; say(Ended(stopped=True))", stop)
     assert time.monotonic() - started < 30
+
+
+def test_ray_s_own_files_go_through_the_file_system_of_the_store(tmp_path):
+    filesystem, path = _storage(str(tmp_path / "out"))
+    assert (filesystem, path) == (None, f"{tmp_path}/out/work/ray")
+    filesystem, path = _storage("memory://bucket/out")
+    filesystem.create_dir(path)
+    with filesystem.open_output_stream(f"{path}/marker") as stream:
+        stream.write(b"here")
+    assert fsspec.filesystem("memory").cat_file("/bucket/out/work/ray/marker") == b"here"

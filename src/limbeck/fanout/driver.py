@@ -106,9 +106,11 @@ class Driver:
         import ray
 
         settings, total = self._settings, ray.cluster_resources()
-        gpus = settings.gpus_per_worker
+        gpus, cards = settings.gpus_per_worker, total.get("GPU", 0.0)
         if gpus is None:
-            gpus = 1.0 if total.get("GPU", 0.0) >= 1.0 else 0.0
+            gpus = min(1.0, cards)
+            if self._job.address is None:  # all the workers of this machine share its cards
+                gpus = min(gpus, cards / self._job.most)
         bundle = {"CPU": self._job.cpus, **settings.resources}
         if gpus:
             bundle["GPU"] = gpus
@@ -117,7 +119,7 @@ class Driver:
         workers = self._job.workers or max(1, _room(bundle))
         workers = min(workers, self._job.most)
         fewest = min(workers, settings.min_workers or workers)
-        if self._job.address is not None:
+        if self._job.address is not None or set(bundle) != {"CPU"}:  # CPUs Ray was told to have, where it starts here
             self._check_places(bundle, fewest, total)
         return (fewest, workers), bundle
 
@@ -127,16 +129,17 @@ class Driver:
         from ray.util.placement_group import placement_group, remove_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        address, patience = self._job.address, self._settings.start_timeout_seconds
+        address, patience = self._job.address or "this machine", self._settings.start_timeout_seconds
         group = placement_group([dict(bundle) for _ in range(workers)], strategy="PACK")
         try:
             if not group.wait(patience):
                 free = ray.available_resources()
                 have = ", ".join(f"{name} {total.get(name, 0):g} ({free.get(name, 0):g} free)" for name in bundle)
                 want = ", ".join(f"{name} {amount:g}" for name, amount in bundle.items())
+                count = f"{workers} workers of {want} each" if workers > 1 else f"a worker of {want}"
                 raise _Refused(
                     _FIELD,
-                    f"{workers} workers of {want} each found no room in {address} within {patience} s, which has "
+                    f"{count} found no room in {address} within {patience} s, which has "
                     f"{have}; ask for less, or raise startTimeoutSeconds where it grows on demand",
                 )
 
