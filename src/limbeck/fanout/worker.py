@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.train import UserCallback
 
 from limbeck.errors import WorkError
@@ -216,7 +217,10 @@ class _Reporter:
     def _send(self) -> None:
         self._sent = time.monotonic()
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self.stop.requested |= ray.get(self._answer)
+            try:
+                self.stop.requested |= ray.get(self._answer)
+            except RayError:  # the board is gone, and the driver with it: what is saved now, the next run goes on from
+                self.stop.requested = True
         self._answer = self._board.report.remote(self._rank, 0 if self._silent else self._done, self._note)
 
 
