@@ -54,17 +54,28 @@ class _Refused(Exception):  # noqa: N818 - not a fault of the program
         super().__init__(" ".join(message.split()))
 
 
-class Driver:
-    """One job on one cluster."""
+class _Work:
+    """A job, whoever does it: it can be asked to stop, and its events are written."""
 
     def __init__(self, job: Job, out: TextIO) -> None:
         self._job, self._out = job, out
-        self._settings = job.spec.execution.ray
         self._stop = threading.Event()
 
     def stop(self) -> None:
         """Ask the workers to stop at their next safe point."""
         self._stop.set()
+
+    def _say(self, event: Event) -> None:
+        self._out.write(event_line(event))
+        self._out.flush()
+
+
+class Driver(_Work):
+    """One job on one cluster."""
+
+    def __init__(self, job: Job, out: TextIO) -> None:
+        super().__init__(job, out)
+        self._settings = job.spec.execution.ray
 
     def run(self) -> None:
         """Connect, check, train, and say how it ended."""
@@ -76,10 +87,6 @@ class Driver:
         except _Refused as refusal:
             ended = Ended(error=str(refusal), where=refusal.where)
         self._say(ended)
-
-    def _say(self, event: Event) -> None:
-        self._out.write(event_line(event))
-        self._out.flush()
 
     def _connect(self) -> None:
         self._say(Connecting())
@@ -278,16 +285,8 @@ def _cause(error: Exception) -> str:
     return f"Ray: {first_line(error)}"
 
 
-class Submission:
+class Submission(_Work):
     """A job that is done by a driver on the cluster."""
-
-    def __init__(self, job: Job, out: TextIO) -> None:
-        self._job, self._out = job, out
-        self._stop = threading.Event()
-
-    def stop(self) -> None:
-        """Ask the driver there to stop."""
-        self._stop.set()
 
     def run(self) -> None:
         """Submit it, and pass its events on."""
@@ -297,11 +296,10 @@ class Submission:
             ended = asyncio.run(self._follow())
         except _Refused as refusal:
             ended = Ended(error=str(refusal), where=refusal.where)
-        self._out.write(event_line(ended))
-        self._out.flush()
+        self._say(ended)
 
     async def _follow(self) -> Ended:
-        self._write(Connecting())
+        self._say(Connecting())
         import asyncio
 
         from ray.job_submission import JobSubmissionClient
@@ -323,8 +321,8 @@ class Submission:
                 if "try again later" not in str(error) or time.monotonic() > deadline:
                     raise _Refused(where, f"{address}: cannot submit a job: {_reason(error)}") from None
                 await asyncio.sleep(_LOOK_EVERY)
-        self._write(Connected())
-        self._write(Said(line=f"job {submission} on {address}"))
+        self._say(Connected())
+        self._say(Said(line=f"job {submission} on {address}"))
         stopping = asyncio.create_task(self._pass_stop_on(client, submission))
         last, ended, rest = "", None, ""
         try:
@@ -336,7 +334,7 @@ class Submission:
                     if isinstance(event, Ended):
                         ended = event
                     elif event is not None:
-                        self._write(event)
+                        self._say(event)
                     else:
                         last = line.strip() or last
                         sys.stderr.write(line)
@@ -357,10 +355,6 @@ class Submission:
         while not self._stop.is_set():
             await asyncio.sleep(_LOOK_EVERY)
         client.stop_job(submission)
-
-    def _write(self, event: Event) -> None:
-        self._out.write(event_line(event))
-        self._out.flush()
 
 
 def _obey(driver: Driver | Submission) -> None:
