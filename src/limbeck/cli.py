@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from limbeck.cli_registry import registry, ui
 from limbeck.errors import InputError, WorkError
 from limbeck.version import __version__
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from limbeck.stages.task import Workshop
     from limbeck.store import Store
     from limbeck.summary import Summary
+    from limbeck.tracking.recorder import Recorder
 
 app = typer.Typer(
     name="limbeck",
@@ -32,6 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(registry)
+app.command()(ui)
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
 SetOption = Annotated[
@@ -103,7 +108,8 @@ def stage(
     from limbeck.runner import Run
 
     with _workshop(specfile, _again(f"stage {name}", spec, overrides, workers), workers) as shop:
-        result = Run(specfile.distillation, shop).stage(name)
+        recorder, shop = _recorded(specfile, shop, f"limbeck stage {name}", stage_alone=True)
+        result = Run(specfile.distillation, shop, recorder).stage(name)
     typer.echo(str(result.path))
 
 
@@ -194,14 +200,33 @@ def _run(specfile: SpecFile, again: str, workers: int | None = None) -> tuple[Su
     for setting in _without_effect(specfile.distillation.spec):
         typer.echo(f"note: {setting} has no effect on a run on this machine", err=True)
     with _workshop(specfile, again, workers) as shop:
-        return Run(specfile.distillation, shop).all(), shop.store
+        recorder, shop = _recorded(specfile, shop, "limbeck run", stage_alone=False)
+        return Run(specfile.distillation, shop, recorder).all(), shop.store
+
+
+def _recorded(specfile: SpecFile, shop: Workshop, command: str, *, stage_alone: bool) -> tuple[Recorder, Workshop]:
+    """Who records the run, and the workshop whose stages it sees."""
+    from limbeck.tracking.place import is_installed, tracking_uri
+    from limbeck.tracking.recorder import UNRECORDED, Recording
+
+    settings = specfile.distillation.spec.tracking
+    if not settings.enabled:
+        return UNRECORDED, shop
+    if not is_installed():
+        if settings.uri is not None:
+            raise InputError(
+                "spec.tracking.uri", "mlflow is not installed", "pip install mlflow, or tracking.enabled: false"
+            )
+        typer.echo("note: mlflow is not installed, so the run is not tracked", err=True)
+        return UNRECORDED, shop
+    recording = Recording(tracking_uri(settings.uri), shop, command, stage_alone=stage_alone)
+    return recording, recording.workshop
 
 
 def _without_effect(spec: DistillationSpec) -> list[str]:
     """Settings that a user may have thought would do something here."""
     settings = {
-        "spec.tracking.uri": spec.tracking.uri is not None,
-        "spec.registry.name": spec.registry.name is not None,
+        "spec.registry.name": spec.registry.name is not None and not spec.tracking.enabled,
         "spec.execution.ray.cluster": spec.execution.ray.cluster is not None,
         "spec.execution.backend": spec.execution.backend != "local",
         "spec.execution.suspend": spec.execution.suspend,
@@ -247,7 +272,13 @@ def _print_summary(summary: Summary, output: str) -> None:
     if not summary.accuracies:
         console.print("Nothing was evaluated: the spec has no evaluate.tasks.")
     console.print(f"distilled set  {summary.distilled.path}", markup=False)
+    if summary.registered is not None:
+        registered = summary.registered
+        champion = ", the champion" if registered.champion else ""
+        console.print(f"registered     {registered.name}, version {registered.version}{champion}", markup=False)
     console.print(f"report         {output.rstrip('/')}/runs/{summary.name}/{summary.links['report']}", markup=False)
+    if "mlflowRun" in summary.links:
+        console.print(f"in MLflow      {summary.links.get('mlflow', 'limbeck ui shows it')}", markup=False)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Any
 
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
-from limbeck.errors import InputError
+from limbeck.errors import InputError, WorkError
 from limbeck.preflight import (
     NamedSource,
     check_against_data,
@@ -24,14 +24,16 @@ from limbeck.stages.graph import INGEST_VERSION, STAGES, Stage
 from limbeck.stages.ingest import ingest
 from limbeck.stages.task import StageTask, Workshop, device_name
 from limbeck.store import Identity, Result
-from limbeck.summary import DistilledSummary, SourceSummary, StageSummary, Summary
+from limbeck.summary import DistilledSummary, Registered, SourceSummary, StageSummary, Summary
+from limbeck.tracking.recorder import UNRECORDED, Recorder
 from limbeck.version import __version__
 
 
 class Run:
     """One run of a spec on this machine."""
 
-    def __init__(self, distillation: Distillation, shop: Workshop) -> None:
+    def __init__(self, distillation: Distillation, shop: Workshop, recorder: Recorder = UNRECORDED) -> None:
+        self._distillation, self._recorder = distillation, recorder
         self._name = distillation.metadata.name
         self._spec: DistillationSpec = distillation.spec
         self._shop = shop
@@ -49,12 +51,13 @@ class Run:
         started = time.monotonic()
         sources = open_sources(self._spec)
         check_against_data(self._spec, sources)
-        for name, entry in sources.items():
-            self._ingest(name, entry)
-        self._check_ingested()
-        for stage in STAGES:
-            self._stage(stage)
-        return self._finish(time.monotonic() - started)
+        with self._recorder.run(self._distillation, sources["dataset"].source.fingerprint()):
+            for name, entry in sources.items():
+                self._ingest(name, entry)
+            self._check_ingested()
+            for stage in STAGES:
+                self._stage(stage)
+            return self._finish(started)
 
     def stage(self, name: StageName) -> Result:
         """Run one stage alone, on the results of the stages before it.
@@ -64,16 +67,21 @@ class Run:
         """
         sources = open_sources(self._spec)
         check_against_data(self._spec, sources)
-        for label, entry in sources.items():
-            self._ingest(label, entry, only_find=name != "ingest")
-        self._check_ingested()
-        if name == "ingest":
-            return self._results["dataset"]
-        for stage in STAGES:
-            self._stage(stage, only_find=stage.name != name)
-            if stage.name == name:
-                break
-        return self._results[name]
+        with self._recorder.run(self._distillation, sources["dataset"].source.fingerprint()):
+            for label, entry in sources.items():
+                self._ingest(label, entry, only_find=name != "ingest")
+            self._check_ingested()
+            if name == "ingest":
+                return self._results["dataset"]
+            for stage in STAGES:
+                self._stage(stage, only_find=stage.name != name)
+                if stage.name == name:
+                    break
+            if name == "register":
+                _, refusal = self._publish()
+                if refusal is not None:
+                    raise refusal
+            return self._results[name]
 
     def _check_ingested(self) -> None:
         """Check the rules again: images that were skipped are no longer there."""
@@ -130,19 +138,9 @@ class Run:
                 )
             self._results[name] = result
             return
-
-        def fill(folder: Path) -> list[str]:
-            task = StageTask(self._spec, self._shop, inputs, folder)
-            work(task)
-            return task.refers
-
-        fanout, made_there = self._shop.fanout, False
-        if fanout is not None and identity.stage == "distill" and self._spec.distill.pairs > 1:
-            made_there = self._shop.find(identity) is None
-            if made_there:
-                fanout.distill(StageTask(self._spec, self._shop, inputs, Path()), identity)
-        result, found = self._shop.make(identity, fill)
-        reused = found and not made_there
+        with self._recorder.stage(label, identity):
+            result, reused = self._find_or_make(identity, work, inputs)
+            self._recorder.made(name, label, result, reused=reused)
         self._results[name] = result
         made = result.manifest.made
         self._stages.append(
@@ -158,8 +156,53 @@ class Run:
         )
         self._shop.progress.say(_line(self._stages[-1]))
 
-    def _finish(self, seconds: float) -> Summary:
+    def _find_or_make(
+        self, identity: Identity, work: Callable[[StageTask], None], inputs: Mapping[str, Result]
+    ) -> tuple[Result, bool]:
+        """The result of a stage, and whether it was there already."""
+
+        def fill(folder: Path) -> list[str]:
+            task = StageTask(self._spec, self._shop, inputs, folder)
+            work(task)
+            return task.refers
+
+        fanout, made_there = self._shop.fanout, False
+        if fanout is not None and identity.stage == "distill" and self._spec.distill.pairs > 1:
+            made_there = self._shop.find(identity) is None
+            if made_there:
+                fanout.distill(StageTask(self._spec, self._shop, inputs, Path()), identity)
+        result, found = self._shop.make(identity, fill)
+        return result, found and not made_there
+
+    def _publish(self) -> tuple[Registered | None, WorkError | None]:
+        """Log and register the distilled set: the version that it became, or why it did not."""
+        published = self._recorder.publish(self._results["register"])
+        if published is None:
+            return None, None
+        name = self._spec.registry.name
+        if published.error is not None:
+            place = self._shop.store.location("register", self._results["register"].manifest.key)
+            what = "logged in MLflow" if name is None else f"registered as {name}"
+            again = "limbeck stage register SPEC tries again"
+            error = WorkError(f"the distilled set is whole in {place}, but was not {what}: {published.error}; {again}")
+            if name is not None:
+                return None, error
+            self._shop.progress.say(f"note: {error}")
+        registered = published.registered
+        if registered is not None:
+            place = f"{registered.name}, version {registered.version}"
+            champion = "the champion" if registered.champion else "not the champion"
+            self._shop.progress.say(f"registered as {place}, {champion}: {registered.decision}")
+        return registered, None
+
+    def _finish(self, started: float) -> Summary:
+        """Write what the run leaves behind.
+
+        Raises:
+            WorkError: the distilled set could not be registered; everything else is written.
+        """
         spec, store = self._spec, self._shop.store
+        registered, refusal = self._publish()
         dataset = ImageDataset.open(self._results["dataset"].path)
         distilled = DistilledSet.load(self._results["register"].path)
         losses = read_history(self._results["distill"].path)["matchingLoss"].to_numpy()
@@ -170,7 +213,7 @@ class Run:
             name=self._name,
             limbeck_version=__version__,
             succeeded=True,
-            seconds=round(seconds, 3),
+            seconds=round(time.monotonic() - started, 3),
             device=device_name(self._shop.device),
             source=SourceSummary(
                 uri=spec.source.uri,
@@ -191,11 +234,14 @@ class Run:
             stages=self._stages,
             accuracies=accuracies,
             recovered_gaps=recovered_gaps(accuracies),
-            links={"report": REPORT, "distilledSet": location},
+            links={"report": REPORT, "distilledSet": location, **self._recorder.links()},
             spec=spec.wire(),
+            registered=registered,
         )
         write_summary(store, summary)
-        write_report(store, summary)
+        self._recorder.finished(summary, write_report(store, summary))
+        if refusal is not None:
+            raise refusal
         return summary
 
 

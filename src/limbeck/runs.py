@@ -53,8 +53,8 @@ def read_history(distill: Path) -> pa.Table:
     return pq.read_table(distill / "history.parquet")
 
 
-def write_report(store: Store, summary: Summary) -> None:
-    """Write `runs/<name>/report.html` from the summary and the results that it names."""
+def write_report(store: Store, summary: Summary) -> str:
+    """Write `runs/<name>/report.html` from the summary and the results that it names; returns the page."""
     stages = {stage.name: stage for stage in summary.stages}
 
     def folder(label: str, stage: str) -> Path:
@@ -84,3 +84,4 @@ def write_report(store: Store, summary: Summary) -> None:
         )
     )
     store.write_text(f"runs/{summary.name}/{REPORT}", html)
+    return html

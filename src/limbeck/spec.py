@@ -357,15 +357,23 @@ class Registry(Section):
         None,
         min_length=1,
         max_length=250,
-        description="Metric that ifBetter compares; the recovered gap when absent.",
+        description="Metric that ifBetter compares, higher being better: recovered_gap, "
+        "recovered_gap/TASK/ARCHITECTURE/FRACTION or accuracy/TASK/ARCHITECTURE/METHOD/FRACTION; "
+        "recovered_gap when absent.",
     )
 
 
 class Tracking(Section):
     """MLflow tracking."""
 
-    uri: Uri | None = Field(None, description="MLflow tracking server or store.")
+    enabled: bool = Field(True, description="Whether runs are tracked.")
+    uri: Uri | None = Field(
+        None,
+        description="MLflow tracking server or store; when absent MLFLOW_TRACKING_URI, else mlflow.db in the "
+        "folder that the command is run in.",
+    )
     experiment: str = Field("limbeck", min_length=1, max_length=250, description="MLflow experiment.")
+    system_metrics: bool = Field(False, description="Whether the machine's load is tracked beside the run.")
 
 
 class Toleration(Section):

@@ -272,6 +272,10 @@ class Store:
             if path.exists():
                 self.keep(path)
 
+    def local_folder(self, name: str) -> Path:
+        """A folder on this machine for what this machine alone needs; inside the store where that is local."""
+        return self._mirror / name
+
     def remove(self, name: str) -> None:
         """Remove a file or folder that is not part of a result, if it is there."""
         if self._fs.exists(f"{self.root}/{name}"):

@@ -72,6 +72,15 @@ class DistilledSummary(_Record):
     path: str
 
 
+class Registered(_Record):
+    """The version of the model registry that the distilled set became."""
+
+    name: str
+    version: int
+    champion: bool  # whether the alias champion was given to it
+    decision: str  # why, or why not
+
+
 class Summary(_Record):
     """All of a run that another program wants to know."""
 
@@ -85,5 +94,6 @@ class Summary(_Record):
     stages: list[StageSummary]
     accuracies: list[Accuracy]
     recovered_gaps: list[RecoveredGap]
-    links: dict[str, str]  # "report", "distilledSet", ... -> URL or path
+    links: dict[str, str]  # "report", "distilledSet", "mlflowRun", ... -> URL or path
+    registered: Registered | None = None  # None: the spec names no registry
     spec: dict[str, Any]

@@ -27,6 +27,7 @@ from limbeck.summary import Summary
 
 _TINY: dict[str, Any] = {
     "source": {"uri": "sklearn:digits#train", "imageSize": 8, "limit": 200},
+    "tracking": {"enabled": False},
     "teacher": {"architecture": "convnet", "width": 8, "depth": 1, "epochs": 1, "batch": 64, "projection": 16},
     "student": {"width": 8, "depth": 1},
     "trajectories": {"experts": 3, "batch": 64},

@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from limbeck.checkpoint import save_tensors
+from limbeck.data.distilled_files import PREVIEW, RECORD, TENSORS
 from limbeck.errors import InputError
 from limbeck.nn.pretraining import Recipe
 from limbeck.store import file_digest, json_digest
-
-TENSORS, RECORD, PREVIEW = "distilled.safetensors", "distilled.json", "preview.png"
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,11 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Images normalised as this set's are, f32[m, 3, s, s], as one would look at them: in [0, 1]."""
-        return (images * self.std[:, None, None] + self.mean[:, None, None]).clamp(0.0, 1.0)
+        return _pixels(images, self.mean, self.std)
 
     def viewable(self, images: Tensor) -> Tensor:
         """The same as uint8[m, 3, s, s]."""
-        return self.pixels(images).mul(255.0).round().to(torch.uint8)
+        return viewable(images, self.mean, self.std)
 
     def save(self, folder: Path) -> None:
         """Write the set into a folder: tensors, a JSON record that names their checksum, and a picture."""
@@ -114,6 +113,15 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             raise InputError(where, "no distilled set is there", f"a folder with {RECORD} and {TENSORS}") from None
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise InputError(where, f"the distilled set is damaged ({error})", whole) from None
+
+
+def viewable(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images f32[m, 3, s, s], normalised with mean f32[3] and std f32[3], as uint8[m, 3, s, s]."""
+    return _pixels(images, mean, std).mul(255.0).round().to(torch.uint8)
+
+
+def _pixels(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return (images * std[:, None, None] + mean[:, None, None]).clamp(0.0, 1.0)
 
 
 def image_grid(images: Tensor, columns: int = 10, scale: int = 4, gap: int = 2) -> Image.Image:

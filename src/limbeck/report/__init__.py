@@ -6,6 +6,5 @@ and computes nothing of the method itself. Knows nothing of torch.
 
 from limbeck.report.data import ReportData
 from limbeck.report.page import render_report
-from limbeck.report.redact import redact_url
 
-__all__ = ["ReportData", "redact_url", "render_report"]
+__all__ = ["ReportData", "render_report"]

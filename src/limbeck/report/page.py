@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from limbeck.redact import redact_strings
 from limbeck.report import wording
 from limbeck.report.charts import Chart, accuracy_chart, history_chart
 from limbeck.report.data import ReportData
 from limbeck.report.evaluation import SMALL_METHODS, Setting, method_name, settings_of
 from limbeck.report.pictures import SHOWN_REAL, display_width, pictures_of, png_data_uri
-from limbeck.report.redact import redact_strings
 from limbeck.report.verdict import headline_of, verdict_of
 from limbeck.summary import Summary
 

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from limbeck.checkpoint import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.distilled import DistilledSet
+from limbeck.data.distilled import DistilledSet, image_grid, viewable
 from limbeck.data.resident import ResidentImages
 from limbeck.errors import WorkError
+from limbeck.live import UNSEEN
 from limbeck.matching.engine import GRADIENT_FORWARDS, PRODUCT_FORWARDS, Work, choose_steps
 from limbeck.matching.experts import Experts
 from limbeck.matching.matcher import Matcher
@@ -32,6 +34,8 @@ from limbeck.spec import Distill
 from limbeck.ssl.teachers import load_teacher
 from limbeck.stages.task import StageTask
 from limbeck.threads import fitting_threads
+
+_PICTURES, _SHOWN = 10, 100  # pictures of a run, and how many images each shows at most
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ def distill(task: StageTask) -> None:
                 save(iteration)
             shop.stop.check()
             rate = log_rate.detach().exp()
+            if leads and iteration % max(1, settings.iterations // _PICTURES) == 0:
+                _show(task, iteration, images)
             drawn = matcher.draw(iteration, settings.pairs, len(images))
             matched = matcher.match(drawn, images, targets, rate)
             value = matched.loss
@@ -104,12 +110,26 @@ def distill(task: StageTask) -> None:
             history[iteration] = torch.tensor(
                 [value, rate.item(), drawn[0].expert, drawn[0].epoch], dtype=torch.float64
             )
+            if leads:
+                shop.live.figures(iteration, {"matching_loss": value, "learning_rate": rate.item()})
             bar.advance(note=f"matching loss {history[max(0, iteration - 49) : iteration + 1, 0].mean():.4f}")
+    if leads:
+        _show(task, settings.iterations, images)
     save_tensors(
         task.out / "synthetic.safetensors",
         {"images": images, "targets": targets, "rate": log_rate.exp(), "initial_images": start.images},
     )
     _write_history(task.out / "history.parquet", history)
+
+
+def _show(task: StageTask, iteration: int, images: Tensor) -> None:
+    """Show the first synthetic images as they are before an iteration."""
+    if task.shop.live is UNSEEN:
+        return
+    dataset = ImageDataset.open(task.inputs["dataset"].path)
+    mean, std = torch.from_numpy(dataset.mean), torch.from_numpy(dataset.std)
+    grid = image_grid(viewable(images[:_SHOWN].detach().cpu(), mean, std))
+    task.shop.live.picture(iteration, "synthetic", np.asarray(grid))
 
 
 def _matcher(task: StageTask, experts: Experts, network: FlatNetwork, batch: int) -> Matcher:

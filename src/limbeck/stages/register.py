@@ -8,6 +8,7 @@ from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.nn.pretraining import Recipe
+from limbeck.redact import redact_strings
 from limbeck.scores import FILE, read_scores, recovered_gaps, summarize
 from limbeck.stages.task import StageTask
 
@@ -31,7 +32,7 @@ def register(task: StageTask) -> None:
             settings.momentum,
             settings.weight_decay,
         ),
-        spec=spec.content(),
+        spec=redact_strings(spec.content()),
         lineage={
             "source": dataset.fingerprint,
             **{name: result.digest for name, result in task.inputs.items()},

@@ -13,6 +13,7 @@ import torch
 from limbeck.checkpoint import Checkpoint
 from limbeck.errors import WorkError
 from limbeck.interrupt import StopRequest
+from limbeck.live import UNSEEN, Live
 from limbeck.measure import MemoryPeak
 from limbeck.progress import SILENT, Progress
 from limbeck.spec import DistillationSpec
@@ -47,6 +48,7 @@ class Workshop:
     progress: Progress = SILENT
     stop: StopRequest = field(default_factory=StopRequest)
     fanout: Fanout | None = None
+    live: Live = UNSEEN
     patience: float = 0.0  # how long to wait for another process that is making the same result, in seconds
 
     def find(self, identity: Identity) -> Result | None:

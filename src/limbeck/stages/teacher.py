@@ -117,6 +117,7 @@ def _train(task: StageTask, dataset: ImageDataset, config: EncoderConfig) -> tor
                     f"(now {settings.optimizer.rate:g})"
                 )
             losses.append(total.item() / steps)
+            task.shop.live.figures(epoch, {"teacher_loss": losses[-1]})
             if checkpoint.due():
                 save(epoch + 1)
     (task.out / "history.json").write_text(json.dumps({"losses": losses}) + "\n")

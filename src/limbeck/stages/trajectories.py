@@ -161,7 +161,9 @@ class ExpertMaker:
                     alone = True
             if index not in trained:
                 (trained[index],) = self._train([index], steps, bar, folder)
-            save_tensors(folder / FILE, {"theta": trained[index].theta, "losses": trained[index].losses})
+            expert = trained[index]
+            save_tensors(folder / FILE, {"theta": expert.theta, "losses": expert.losses})
+            self._task.shop.live.figures(index, {"expert_loss": expert.losses[-1].item()})
             return []
 
         outcomes: list[tuple[int, str | None]] = []

@@ -1,7 +1,6 @@
 import pytest
 
-from limbeck.report import redact_url
-from limbeck.report.redact import redact_strings
+from limbeck.redact import redact_strings, redact_url
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""The dataset card: what a distilled set is, in Markdown, for people who meet it in the registry."""
+
+from __future__ import annotations
+
+import yaml
+
+from limbeck.data.distilled_files import PREVIEW
+from limbeck.redact import redact_strings
+from limbeck.summary import Accuracy, RecoveredGap
+from limbeck.tracking.messages import Publish
+
+
+def sentence(request: Publish) -> str:
+    """What it is, in a sentence or two."""
+    side = request.image_size
+    text = (
+        f"{request.images} synthetic images of {side}x{side} pixels, distilled from {request.tags['limbeck.source']}."
+    )
+    gaps = [gap for gap in _gaps(request) if gap.value is not None]
+    if gaps:
+        each = ", ".join(f"{gap.value:.2f} ({gap.task}, {gap.label_fraction:g} of the labels)" for gap in gaps)
+        text += f" Recovered gap: {each}."
+    return text
+
+
+def card(request: Publish) -> str:
+    """The whole card."""
+    use = f"models:/{request.name}@champion" if request.name else request.location
+    parts = [
+        f"# {request.title}\n\n{sentence(request)}",
+        f"![the synthetic images]({PREVIEW})",
+        f"## Use\n\n```python\nimport limbeck\n\ndistilled = limbeck.load({use!r})\n"
+        "encoder = limbeck.pretrain(encoder, distilled)\n```\n\nImages that the encoder is to see later are normalised "
+        "with `distilled.mean` and `distilled.std`.",
+        _evaluation(request),
+        "## Recipe\n\n" + _table(("setting", "value"), list(request.recipe.items())),
+        "## Lineage\n\n" + _table(("made from", "digest"), [(n, f"`{d[:16]}`") for n, d in request.lineage.items()]),
+        f"## Spec\n\n```yaml\n{yaml.safe_dump(redact_strings(request.spec), sort_keys=False)}```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _gaps(request: Publish) -> list[RecoveredGap]:
+    return [RecoveredGap.model_validate(entry) for entry in request.evaluation["recoveredGaps"]]
+
+
+def _evaluation(request: Publish) -> str:
+    accuracies = [Accuracy.model_validate(entry) for entry in request.evaluation["accuracies"]]
+    if not accuracies:
+        return "## Evaluation\n\nIt was not evaluated."
+    parts = ["## Evaluation\n\nLinear-probe accuracy in %, mean ± deviation over the seeds."]
+    for task, architecture in dict.fromkeys((a.task, a.architecture) for a in accuracies):
+        cells = [a for a in accuracies if (a.task, a.architecture) == (task, architecture)]
+        fractions = list(dict.fromkeys(cell.label_fraction for cell in cells))
+        rows: list[tuple[object, ...]] = []
+        for method in dict.fromkeys(cell.method for cell in cells):
+            by_fraction = {c.label_fraction: c for c in cells if c.method == method}
+            shown = [f"{100 * c.mean:.1f} ± {100 * c.deviation:.1f}" for c in (by_fraction[f] for f in fractions)]
+            rows.append((method, *shown))
+        gaps = {g.label_fraction: g.value for g in _gaps(request) if (g.task, g.architecture) == (task, architecture)}
+        if gaps:
+            values = [gaps.get(fraction) for fraction in fractions]
+            rows.append(("recovered gap", *("-" if value is None else f"{value:.2f}" for value in values)))
+        heads = ("pre-trained on", *(f"{fraction:g} of the labels" for fraction in fractions))
+        parts.append(f"### {task}, {architecture}\n\n" + _table(heads, rows))
+    return "\n\n".join(parts)
+
+
+def _table(
+    heads: tuple[str, ...], rows: list[tuple[object, ...]] | list[tuple[str, object]] | list[tuple[str, str]]
+) -> str:
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,191 @@
+"""The journal: what happened in a run, a line of JSON each, until MLflow has it.
+
+Every command writes a journal of its own and holds a lock on it. Lines can be sent again without harm: runs are found
+by their keys, points by their steps, files by their names.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import IO, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Line):
+    """A dataset that a run reads, or that a figure was measured on."""
+
+    name: str
+    digest: str  # 32 hexadecimal digits at most: MLflow takes no more than 36
+    uri: str  # without credentials
+    images: int
+    context: Literal["real", "evaluation", "synthetic"]
+
+
+class Began(_Line):
+    """A run of a spec begins, or goes on."""
+
+    event: Literal["began"] = "began"
+    key: str  # equal keys are one run
+    name: str
+    experiment: str
+    run_id: str | None  # of a run that somebody else has opened for this process
+    stage_alone: bool  # then that run is the stage's own, not the parent of several
+    tags: dict[str, str]
+    params: dict[str, str]
+    system_metrics: bool
+
+
+class Read(_Line):
+    """The run, or one of its stages, reads datasets."""
+
+    event: Literal["read"] = "read"
+    stage: str | None  # its label; None: the run itself
+    data: list[Data]
+
+
+class StageBegan(_Line):
+    """A stage begins, or goes on."""
+
+    event: Literal["stageBegan"] = "stageBegan"
+    stage: str
+    tags: dict[str, str]
+    params: dict[str, str]
+
+
+class Point(_Line):
+    """A metric at a step."""
+
+    name: str
+    step: int
+    milliseconds: int  # since 1970
+    value: float
+    data: Data | None = None  # what it was measured on
+
+
+class Points(_Line):
+    """Metrics of a stage."""
+
+    event: Literal["points"] = "points"
+    stage: str
+    points: list[Point]
+
+
+class Picture(_Line):
+    """A picture at a step of a stage."""
+
+    event: Literal["picture"] = "picture"
+    stage: str
+    name: str
+    step: int
+    file: str  # beside the journal
+
+
+class Document(_Line):
+    """A text file of the run itself."""
+
+    event: Literal["document"] = "document"
+    name: str
+    text: str
+
+
+class StageEnded(_Line):
+    """A stage has ended."""
+
+    event: Literal["stageEnded"] = "stageEnded"
+    stage: str
+    status: Status
+
+
+class Ended(_Line):
+    """The command has ended."""
+
+    event: Literal["ended"] = "ended"
+    status: Status
+
+
+Event = Annotated[
+    Began | Read | StageBegan | Points | Picture | Document | StageEnded | Ended, Field(discriminator="event")
+]
+_EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Journal:
+    """The journal of this command, in a folder that other commands' journals may lie in."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{time.time_ns()}-{os.getpid()}.jsonl"
+        self._file = self.path.open("a", encoding="utf-8")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def write(self, event: Event) -> None:
+        """Append an event; another process sees it at once."""
+        self._file.write(event.model_dump_json() + "\n")
+        self._file.flush()
+
+    def picture_file(self, name: str) -> Path:
+        """Where a picture of that name belongs."""
+        return self.path.with_name(f"{self.path.stem}-{name}.png")
+
+    def close(self) -> None:
+        """Give up the lock: whoever comes next may send what is left."""
+        self._file.close()
+
+
+class Reader:
+    """Reads a journal that may still grow."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open(encoding="utf-8")
+        self._rest = ""
+
+    def next(self) -> Event | None:
+        """The next event; None while there is none."""
+        self._rest += self._file.readline()
+        if not self._rest.endswith("\n"):
+            return None
+        line, self._rest = self._rest, ""
+        return _EVENTS.validate_json(line)
+
+    def remove(self) -> None:
+        """Remove the journal and its pictures: all of it was sent."""
+        self._file.close()
+        for file in self.path.parent.glob(f"{self.path.stem}*"):
+            file.unlink(missing_ok=True)
+
+
+def abandoned(folder: Path, own: Path) -> list[Path]:
+    """Journals of commands that are gone, oldest first."""
+    return [path for path in sorted(folder.glob("*.jsonl")) if path != own and _is_free(path)]
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        with path.open() as handle:
+            return _try_lock(handle)
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

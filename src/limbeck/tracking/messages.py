@@ -1,0 +1,81 @@
+"""What the command and the process that talks to MLflow tell each other, a line of JSON each, beside the journal."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from limbeck.summary import Registered
+from limbeck.tracking.comparison import Policy
+from limbeck.tracking.journal import Data
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Start(_Message):
+    """The first line that the process reads."""
+
+    uri: str  # of MLflow's store; perhaps with a password, which is why it is not an argument
+    journal: str
+
+
+class Publish(_Message):
+    """Log the distilled set, and register it where a name is given."""
+
+    folder: str  # that it lies in
+    images: int
+    image_size: int
+    target_dimension: int
+    recipe: dict[str, float]
+    spec: dict[str, Any]
+    lineage: dict[str, str]
+    evaluation: dict[str, Any]  # accuracies and recovered gaps, as in a run's summary
+    location: str  # URL or path of the same
+    digest: str
+    title: str  # of the card
+    name: str | None
+    promote: Policy
+    metric: str
+    tags: dict[str, str]
+    synthetic: Data
+    tasks: dict[str, Data]  # by the task's name
+    figures: dict[str, tuple[float, str | None]]  # what was measured, and on which task
+
+
+class Opened(_Message):
+    """The run is there."""
+
+    reply: Literal["opened"] = "opened"
+    run_id: str
+    url: str | None  # of its page; None where no server is known
+
+
+class Trouble(_Message):
+    """MLflow does not take what it is sent, or takes it again."""
+
+    reply: Literal["trouble"] = "trouble"
+    error: str | None  # None: it is over
+
+
+class Refused(_Message):
+    """One thing that MLflow will never take, and is left out."""
+
+    reply: Literal["refused"] = "refused"
+    error: str
+
+
+class Published(_Message):
+    """The answer to Publish."""
+
+    reply: Literal["published"] = "published"
+    model_id: str = ""
+    url: str | None = None
+    registered: Registered | None = None
+    error: str | None = None
+
+
+Reply = Annotated[Opened | Trouble | Refused | Published, Field(discriminator="reply")]
+REPLIES: TypeAdapter[Reply] = TypeAdapter(Reply)

@@ -1,0 +1,137 @@
+"""The command's side of the process that talks to MLflow: starts it, hears it, and gives up on it in the end."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from limbeck.interrupt import StopRequest
+from limbeck.progress import Progress
+from limbeck.redact import redact_url
+from limbeck.tracking.journal import Event, Journal
+from limbeck.tracking.messages import REPLIES, Opened, Publish, Published, Refused, Start, Trouble
+
+_OPENING_SECONDS = 20.0  # for the first answer, at the end of a run that was shorter than that
+_CLOSING_SECONDS = 60.0  # for what is left, while MLflow answers
+_TROUBLED_SECONDS = 5.0  # likewise, while it does not
+_LOOK = 0.1
+
+
+class Outbox:
+    """The journal, and the process that sends it. Nothing here waits for MLflow but `publish` and `close`."""
+
+    def __init__(self, uri: str, folder: Path, progress: Progress, stop: StopRequest) -> None:
+        self._uri, self._folder, self._progress, self._stop = uri, folder, progress, stop
+        self._journal = Journal(folder)
+        self._published: queue.Queue[Published] = queue.Queue()
+        self._opened: Opened | None = None
+        self._trouble: str | None = None
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "limbeck.tracking.sender"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(folder / "sender.log").open("w"),
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the work; this process ends when its input does
+        )
+        self._ask(Start(uri=uri, journal=str(self._journal.path)).model_dump_json())
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def write(self, event: Event) -> None:
+        """Have an event sent, now or later."""
+        self._journal.write(event)
+
+    def picture_file(self, name: str) -> Path:
+        """Where to write a picture before its event."""
+        return self._journal.picture_file(name)
+
+    def opened(self) -> Opened | None:
+        """The run as MLflow knows it; None when it has not answered within a while."""
+        deadline = time.monotonic() + _OPENING_SECONDS
+        while self._opened is None and self._trouble is None and self._alive() and time.monotonic() < deadline:
+            time.sleep(_LOOK)
+        return self._opened
+
+    def publish(self, request: Publish) -> Published:
+        """Have the distilled set logged and registered, and wait for that, through some retries.
+
+        Raises:
+            Stopped: a stop was asked for.
+        """
+        self._ask(request.model_dump_json())
+        while self._alive():
+            try:
+                return self._published.get(timeout=_LOOK)
+            except queue.Empty:
+                self._stop.check()
+        try:
+            return self._published.get_nowait()
+        except queue.Empty:
+            return Published(error=f"the process that talks to MLflow has ended: {self._last_words()}")
+
+    def close(self) -> None:
+        """Wait for what is left to be sent, but not for ever; what is not sent stays for the next command."""
+        started = time.monotonic()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        while self._alive():
+            patience = _CLOSING_SECONDS if self._trouble is None else _TROUBLED_SECONDS
+            if time.monotonic() - started > patience:
+                self._process.kill()
+            try:
+                self._process.wait(_LOOK)
+            except subprocess.TimeoutExpired:
+                continue
+        self._listener.join(1.0)
+        self._journal.close()
+        if self._journal.path.exists():
+            why = self._trouble or self._last_words()
+            self._progress.say(
+                f"not all of this run is in MLflow at {redact_url(self._uri)} ({why}); "
+                "the rest is kept, and the next command on this output sends it"
+            )
+
+    def _ask(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended; whoever waits for an answer sees that
+
+    def _alive(self) -> bool:
+        return self._process.poll() is None
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                reply = REPLIES.validate_json(line)
+            except ValidationError:
+                continue
+            match reply:
+                case Opened():
+                    self._opened = reply
+                    if reply.url is not None:
+                        self._progress.say(f"tracked at {reply.url}")
+                case Published():
+                    self._published.put(reply)
+                case Refused():
+                    self._progress.say(f"MLflow refuses something, which is left out: {reply.error}")
+                case Trouble(error=None):
+                    self._trouble = None
+                    self._progress.say("MLflow takes what it is sent again")
+                case Trouble():
+                    self._trouble = reply.error
+                    self._progress.say(f"MLflow does not take what it is sent; work goes on meanwhile ({reply.error})")
+
+    def _last_words(self) -> str:
+        lines = (self._folder / "sender.log").read_text(errors="replace").strip().splitlines()
+        return redact_url(lines[-1]) if lines else "it was too slow"
