@@ -150,11 +150,11 @@ def test_an_output_that_is_a_file_is_said_in_one_line(limbeck, tmp_path):
 
 
 def test_settings_without_effect_here_are_named(limbeck, tmp_path, finished):
-    changes = {"tracking.uri": "http://x", "registry.name": "digits", "execution.suspend": True}
+    changes = {"registry.name": "digits", "execution.suspend": True}
     spec = write_tiny(tmp_path / "tiny.yaml", shutil.copytree(finished, tmp_path / "copied"), changes)
     outcome = limbeck("run", spec)
     assert outcome.code == 0
-    for setting in ("spec.tracking.uri", "spec.registry.name", "spec.execution.suspend"):
+    for setting in ("spec.registry.name", "spec.execution.suspend"):
         assert f"note: {setting} has no effect" in outcome.err
 
 

@@ -68,11 +68,11 @@ def test_the_commands_that_it_shows_exist():
 
 
 def test_imports_run_one_way():
-    """cli -> runner, fanout -> stages -> matching, ssl, data, nn -> store, spec; a stage never imports another."""
+    """cli -> runner, fanout, tracking -> stages -> matching, ssl, data, nn -> store, spec; stages stay apart."""
     source = ROOT / "src/limbeck"
     floors = [
         ["cli"],
-        ["runner", "fanout"],
+        ["runner", "fanout", "tracking"],
         ["stages"],
         ["matching", "ssl", "data", "nn"],
         ["store", "spec", "checkpoint"],

@@ -13,22 +13,39 @@ if TYPE_CHECKING:
     from torch import nn
 
     from limbeck.data.distilled import DistilledSet
+    from limbeck.tracking.encoders import log_encoder
 
-__all__ = ["__version__", "load", "pretrain"]
+__all__ = ["__version__", "load", "log_encoder", "pretrain"]
 
 
-def load(folder: str) -> DistilledSet:
+def __getattr__(name: str) -> object:
+    if name == "log_encoder":
+        from limbeck.tracking.encoders import log_encoder
+
+        return log_encoder
+    raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+
+
+def load(where: str) -> DistilledSet:
     """Read a distilled set, a torch Dataset of (image f32[3, s, s], target f32[d]), checking every byte.
 
     Args:
-        folder: where it is, as `limbeck run` printed it.
+        where: a folder or URL, as `limbeck run` printed it; or a registered set, `models:/NAME@champion` or
+            `models:/NAME/VERSION`, in the MLflow of MLFLOW_TRACKING_URI, else mlflow.db in the working directory.
 
     Raises:
         InputError: there is none, or it is damaged.
     """
+    if where.startswith("models:/"):
+        from limbeck.tracking.place import require, tracking_uri
+
+        require()
+        from limbeck.tracking.registry import Registry
+
+        return Registry(tracking_uri(None)).load(where)
     from limbeck.data.distilled import DistilledSet
 
-    return DistilledSet.load(folder)
+    return DistilledSet.load(where)
 
 
 def pretrain(

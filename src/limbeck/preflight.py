@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
+from itertools import product
 
 import fsspec
 
@@ -16,6 +18,7 @@ from limbeck.errors import InputError
 from limbeck.spec import DistillationSpec, OnBadImage, SourceFormat, StageName
 from limbeck.ssl.teachers import TIMM
 from limbeck.store import json_digest
+from limbeck.tracking.comparison import ACCURACY, GAP
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def check_against_data(spec: DistillationSpec, sources: Mapping[str, NamedSource
             from, a package) is not there or does not fit.
     """
     check_facts(spec, {name: _listed(entry) for name, entry in sources.items()})
+    _check_metric(spec)
     for stage in ("teacher", "distill"):
         outside_digests(stage, spec)
     _check_packages(spec)
@@ -141,6 +145,22 @@ def _check_task(spec: DistillationSpec, where: str, task: str, facts: Mapping[st
                 f"{fraction:g} of task {task}'s {train.labelled} labels is {labels}",
                 f"at least one a class: {classes / train.labelled:.3g} or more for {classes} classes",
             )
+
+
+def _check_metric(spec: DistillationSpec) -> None:
+    metric, evaluate = spec.registry.metric, spec.evaluate
+    if metric is None:
+        return
+    methods = ["distilled", *evaluate.baselines]
+    gap = {"random", "full"} <= set(methods)
+    known = [GAP] if gap and evaluate.tasks else []
+    for task, architecture, fraction in product(evaluate.tasks, evaluate.architectures, evaluate.label_fractions):
+        cell = f"{task.name}/{architecture}"
+        known += [f"{GAP}/{cell}/{fraction:g}"] if gap else []
+        known += [f"{ACCURACY}/{cell}/{method}/{fraction:g}" for method in methods]
+    if metric not in known:
+        allowed = ", ".join(get_close_matches(metric, known, 3, 0.0)) or "none: evaluate.tasks is empty"
+        raise InputError("spec.registry.metric", f"{metric} is not evaluated", allowed)
 
 
 def _check_warm_start(spec: DistillationSpec, uri: str, size: int) -> None:

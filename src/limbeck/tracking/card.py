@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import yaml
 
 from limbeck.data.distilled_files import PREVIEW
@@ -66,8 +68,6 @@ def _evaluation(request: Publish) -> str:
     return "\n\n".join(parts)
 
 
-def _table(
-    heads: tuple[str, ...], rows: list[tuple[object, ...]] | list[tuple[str, object]] | list[tuple[str, str]]
-) -> str:
+def _table(heads: tuple[str, ...], rows: Sequence[Sequence[object]]) -> str:
     lines = [heads, ("---",) * len(heads), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

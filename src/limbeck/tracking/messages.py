@@ -20,6 +20,7 @@ class Start(_Message):
 
     uri: str  # of MLflow's store; perhaps with a password, which is why it is not an argument
     journal: str
+    publish_seconds: float  # for as long as registering is tried
 
 
 class Publish(_Message):

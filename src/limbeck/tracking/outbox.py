@@ -18,6 +18,7 @@ from limbeck.tracking.journal import Event, Journal
 from limbeck.tracking.messages import REPLIES, Opened, Publish, Published, Refused, Start, Trouble
 
 _OPENING_SECONDS = 20.0  # for the first answer, at the end of a run that was shorter than that
+_PUBLISH_SECONDS = 90.0  # for registering, with retries
 _CLOSING_SECONDS = 60.0  # for what is left, while MLflow answers
 _TROUBLED_SECONDS = 5.0  # likewise, while it does not
 _LOOK = 0.1
@@ -40,7 +41,7 @@ class Outbox:
             text=True,
             start_new_session=True,  # Ctrl-C is for the work; this process ends when its input does
         )
-        self._ask(Start(uri=uri, journal=str(self._journal.path)).model_dump_json())
+        self._ask(Start(uri=uri, journal=str(self._journal.path), publish_seconds=_PUBLISH_SECONDS).model_dump_json())
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 

@@ -28,6 +28,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
 from limbeck.data.distilled_files import PREVIEW, RECORD, TENSORS
 from limbeck.errors import InputError, WorkError
@@ -36,6 +37,7 @@ from limbeck.summary import Registered
 from limbeck.tracking.card import card, sentence
 from limbeck.tracking.comparison import Decision, Evaluated, Policy, decide
 from limbeck.tracking.messages import Publish
+from limbeck.tracking.place import VARIABLE
 
 if TYPE_CHECKING:
     from limbeck.data.distilled import DistilledSet
@@ -288,7 +290,8 @@ class Registry:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pull-") as temporary:
             os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-            local = Path(download_artifacts(what, dst_path=temporary, tracking_uri=self._uri, registry_uri=self._uri))
+            with _global_uri(self._uri):
+                local = Path(download_artifacts(f"{_URI}{version.model_id}", dst_path=temporary))
             _verify(local, what, version.tags.get(CONTENT))
             local.chmod(0o755)
             if folder.exists():
@@ -349,6 +352,19 @@ class Registry:
     def _check_name(self, name: str) -> None:
         if name.endswith(_LOCK_SUFFIX):
             raise InputError("spec.registry.name", name, f"a name that does not end in {_LOCK_SUFFIX}")
+
+
+@contextmanager
+def _global_uri(uri: str) -> Iterator[None]:
+    """Inside the block MLflow's own default is `uri`: its downloads look nowhere else."""
+    before = os.environ.get(VARIABLE)
+    try:
+        with _use_tracking_uri(uri):  # which leaves the variable behind
+            yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def _shown(uri: str) -> str:

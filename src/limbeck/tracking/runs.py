@@ -137,7 +137,8 @@ class Runs:
 
     def points(self, run_id: str, points: Iterable[Point], model_id: str | None = None) -> None:
         """Log the points that the run does not have yet."""
-        new = [point for point in points if point.step not in self._steps(run_id, point.name)]
+        first_of = {(point.name, point.step): point for point in reversed(list(points))}
+        new = [point for (name, step), point in first_of.items() if step not in self._steps(run_id, name)]
         for first in range(0, len(new), _BATCH):
             batch = new[first : first + _BATCH]
             self._client.log_batch(run_id, metrics=[_metric(point, run_id, model_id) for point in batch])

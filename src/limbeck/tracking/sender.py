@@ -36,7 +36,6 @@ from limbeck.tracking.runs import Runs
 
 _LOOK = 0.2  # seconds between looks at the journal
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds between attempts
-_PUBLISH_SECONDS = 90.0  # for as long as this registering is tried
 _MOST = 1000  # points that are sent at once
 
 # What asking again will not change. Whatever else goes wrong may be right the next time.
@@ -54,7 +53,7 @@ class Sender:
 
     def __init__(self, start: Start, out: TextIO) -> None:
         self._uri, self._out = start.uri, out
-        self._own = Path(start.journal)
+        self._own, self._publish_seconds = Path(start.journal), start.publish_seconds
         self._client = MlflowClient(tracking_uri=start.uri, registry_uri=start.uri)
         self._troubled = False
 
@@ -157,7 +156,7 @@ class Sender:
         if not runs.open:
             return Published(error="MLflow has refused the run")
         try:
-            self._insist(publish, _PUBLISH_SECONDS)
+            self._insist(publish, self._publish_seconds)
         except Exception as error:
             return Published(error=_line(error))
         return done[0]

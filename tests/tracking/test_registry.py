@@ -1,0 +1,180 @@
+"""The registry on a real server: versions, champions, roll-backs, copies, and many at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import uuid
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import limbeck
+from limbeck.data.distilled import DistilledSet
+from limbeck.errors import InputError
+from limbeck.summary import Registered
+from limbeck.tracking import registry as registry_module
+from limbeck.tracking.registry import Registry
+from limbeck.tracking.runs import open_experiment
+from tests.tracking.conftest import MlflowServer
+from tests.tracking.tracked import numbers, publishable
+
+
+@pytest.fixture
+def name() -> str:
+    return f"digits-{uuid.uuid4().hex[:8]}"
+
+
+def register(uri: str, folder: Path, name: str, **settings: Any) -> Registered:
+    """As the sender does it."""
+    request = publishable(folder, name, **settings)
+    registry = Registry(uri)
+    client = registry._client
+    experiment = open_experiment(client, "registry").experiment_id
+    run = client.create_run(experiment)
+    model = registry.log(request, run.info.run_id, experiment)
+    return registry.register(name, request, model, run.info.run_id)
+
+
+def aliases(server: MlflowServer, name: str) -> dict[str, int]:
+    return {alias: int(number) for alias, number in server.client.get_registered_model(name).aliases.items()}
+
+
+def test_versions_champions_and_rollback(server, tmp_path, name):
+    registry = Registry(server.uri)
+    first = register(server.uri, tmp_path / "1", name, number=1)
+    assert (first.version, first.champion) == (1, True)
+    worse = register(server.uri, tmp_path / "2", name, number=2, shift=-0.05)
+    assert (worse.version, worse.champion) == (2, False)
+    assert aliases(server, name) == {"champion": 1}
+    better = register(server.uri, tmp_path / "3", name, number=3, shift=0.05)
+    assert better.champion
+    assert "better than version 1" in better.decision
+    assert aliases(server, name) == {"champion": 3, "previous": 1}
+    other = register(server.uri, tmp_path / "4", name, number=4, shift=0.2, evaluate={"epochs": 9})
+    assert not other.champion
+    assert "evaluate.epochs" in other.decision
+
+    assert registry.rollback(name) == (1, 3)
+    assert aliases(server, name) == {"champion": 1, "previous": 3}
+    registry.promote(name, 4)
+    assert aliases(server, name) == {"champion": 4, "previous": 1}
+    versions = registry.versions(name)
+    assert numbers(versions) == [4, 3, 2, 1]
+    assert versions[0].tags["limbeck.decision"] == "promoted by hand"
+    assert versions[1].tags["limbeck.decision"] == "rolled back by hand"
+
+
+def test_the_same_set_is_one_version_and_is_not_promoted_again(server, tmp_path, name):
+    register(server.uri, tmp_path / "1", name, number=1)
+    register(server.uri, tmp_path / "2", name, number=2, shift=0.05)
+    Registry(server.uri).rollback(name)
+    again = register(server.uri, tmp_path / "again", name, number=2, shift=0.05)
+    assert (again.version, again.champion) == (2, False)
+    assert aliases(server, name) == {"champion": 1, "previous": 2}
+
+
+def test_what_is_logged_is_a_distilled_dataset_with_its_card(server, tmp_path, name):
+    register(server.uri, tmp_path / "1", name, number=1)
+    version = Registry(server.uri).resolve(f"models:/{name}@champion")
+    model = server.client.get_logged_model(version.model_id)
+    assert model.model_type == "distilled-dataset"
+    assert model.params["images"] == "4"
+    described = server.client.get_model_version(name, "1").description
+    assert "4 synthetic images of 8x8 pixels, distilled from digits" in described
+    folder = Registry(server.uri).pull(version, tmp_path / "pulled")
+    files = {"README.md", "checksums.json", "distilled.json", "distilled.safetensors", "preview.png"}
+    assert {path.name for path in folder.iterdir()} == files
+    card = (folder / "README.md").read_text()
+    for part in (f"# {name}", "preview.png", f"models:/{name}@champion", "| distilled | ", "recovered gap", "```yaml"):
+        assert part in card
+
+
+def test_load_gives_the_very_set(server, tmp_path, name, monkeypatch):
+    register(server.uri, tmp_path / "1", name, number=1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    for uri in (f"models:/{name}@champion", f"models:/{name}/1"):
+        loaded = limbeck.load(uri)
+        assert loaded.images.equal(DistilledSet.load(tmp_path / "1").images)
+
+
+@pytest.mark.parametrize("file", ["README.md", "distilled.safetensors", "distilled.json", "checksums.json"])
+def test_an_altered_file_is_found_and_nothing_is_left(tmp_path, name, file):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    register(uri, tmp_path / "1", name)
+    (stored,) = tmp_path.joinpath("mlruns").rglob(file)
+    stored.write_bytes(stored.read_bytes()[:-2] + b"x\n")
+    registry = Registry(uri)
+    with pytest.raises(InputError, match=f"{file} was altered"):
+        registry.pull(registry.resolve(f"models:/{name}/1"), tmp_path / "to" / "pulled")
+    assert list((tmp_path / "to").iterdir()) == []
+    stored.unlink()
+    with pytest.raises(InputError, match=r"missing|no checksums"):
+        registry.load(f"models:/{name}@champion")
+
+
+@pytest.mark.parametrize(
+    ("uri", "phrase"),
+    [
+        ("models:/nothing@champion", "no such distilled set"),
+        ("models:/NAME@best", "no alias 'best'"),
+        ("models:/NAME/99", "there is no such version"),
+        ("models:/NAME", "neither an alias nor a version"),
+    ],
+)
+def test_a_uri_that_means_nothing_is_one_line(server, tmp_path, name, uri, phrase):
+    register(server.uri, tmp_path / "1", name)
+    with pytest.raises(InputError, match=phrase):
+        Registry(server.uri).resolve(uri.replace("NAME", name))
+
+
+def test_a_folder_with_something_in_it_is_not_touched(server, tmp_path, name):
+    register(server.uri, tmp_path / "1", name)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    registry = Registry(server.uri)
+    with pytest.raises(InputError, match="something is there"):
+        registry.pull(registry.resolve(f"models:/{name}/1"), tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def _register_one(arguments: tuple[str, str, str, int, float]) -> tuple[int, bool]:
+    uri, folder, name, number, shift = arguments
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "5"  # SQLite refuses when many write at once
+    done = register(uri, Path(folder), name, number=number, shift=shift)
+    return done.version, done.champion
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_sets_that_finish_together_agree_on_one_champion(server, tmp_path, name, equal):
+    """Of equal ones exactly one is promoted; of unequal ones the best is the champion in the end."""
+    work = [(server.uri, str(tmp_path / str(k)), name, k, 0.0 if equal else 0.02 * k) for k in range(5)]
+    with ProcessPoolExecutor(5, multiprocessing.get_context("spawn")) as pool:
+        outcomes = list(pool.map(_register_one, work))
+    now = aliases(server, name)
+    assert sorted(version for version, _ in outcomes) == [1, 2, 3, 4, 5]
+    if equal:
+        assert [version for version, champion in outcomes if champion] == [now["champion"]]
+        assert "previous" not in now
+    else:
+        assert now["champion"] == outcomes[-1][0]
+    assert not [m.name for m in server.client.search_registered_models() if m.name.endswith("--promoting")]
+
+
+def test_the_lock_of_a_process_that_is_gone_is_given_up(server, tmp_path, name, monkeypatch):
+    register(server.uri, tmp_path / "1", name)
+    server.client.create_registered_model(f"{name}--promoting", tags={"limbeck.owner": "somebody"})
+    monkeypatch.setattr(registry_module, "_LOCK_STALE", 1.0)
+    assert register(server.uri, tmp_path / "2", name, number=2, promote="always").champion
+
+
+def test_a_lock_that_is_held_is_waited_for(server, tmp_path, name, monkeypatch):
+    register(server.uri, tmp_path / "1", name)
+    server.client.create_registered_model(f"{name}--promoting", tags={"limbeck.owner": "somebody"})
+    monkeypatch.setattr(registry_module, "_LOCK_PATIENCE", 1.0)
+    with pytest.raises(Exception, match="another process is moving its aliases"):
+        Registry(server.uri).promote(name, 1)
+    assert aliases(server, name) == {"champion": 1}
+    server.client.delete_registered_model(f"{name}--promoting")
