@@ -17,6 +17,7 @@ from limbeck.preflight import (
     open_sources,
     outside_digests,
 )
+from limbeck.redact import redact_strings
 from limbeck.runs import REPORT, read_history, write_report, write_summary
 from limbeck.scores import FILE, read_scores, recovered_gaps, summarize
 from limbeck.spec import Distillation, DistillationSpec, StageName
@@ -235,7 +236,7 @@ class Run:
             accuracies=accuracies,
             recovered_gaps=recovered_gaps(accuracies),
             links={"report": REPORT, "distilledSet": location, **self._recorder.links()},
-            spec=spec.wire(),
+            spec=redact_strings(spec.wire()),
             registered=registered,
         )
         write_summary(store, summary)

@@ -12,7 +12,7 @@ from limbeck.summary import Accuracy, RecoveredGap
 from limbeck.tracking.messages import Publish
 
 
-def sentence(request: Publish) -> str:
+def _sentence(request: Publish) -> str:
     """What it is, in a sentence or two."""
     side = request.image_size
     text = (
@@ -25,19 +25,19 @@ def sentence(request: Publish) -> str:
     return text
 
 
-def card(request: Publish) -> str:
-    """The whole card."""
+def card(request: Publish, *, as_file: bool) -> str:
+    """The card: a file beside the set, or, without picture and spec, a description where nothing lies beside it."""
     use = f"models:/{request.name}@champion" if request.name else request.location
     parts = [
-        f"# {request.title}\n\n{sentence(request)}",
-        f"![the synthetic images]({PREVIEW})",
+        f"# {request.title}\n\n{_sentence(request)}",
+        f"![the synthetic images]({PREVIEW})" if as_file else "",
         f"## Use\n\n```python\nimport limbeck\n\ndistilled = limbeck.load({use!r})\n"
         "encoder = limbeck.pretrain(encoder, distilled)\n```\n\nImages that the encoder is to see later are normalised "
         "with `distilled.mean` and `distilled.std`.",
         _evaluation(request),
         "## Recipe\n\n" + _table(("setting", "value"), list(request.recipe.items())),
         "## Lineage\n\n" + _table(("made from", "digest"), [(n, f"`{d[:16]}`") for n, d in request.lineage.items()]),
-        f"## Spec\n\n```yaml\n{yaml.safe_dump(redact_strings(request.spec), sort_keys=False)}```",
+        f"## Spec\n\n```yaml\n{yaml.safe_dump(redact_strings(request.spec), sort_keys=False)}```" if as_file else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -20,17 +20,17 @@ class Start(_Message):
 
     uri: str  # of MLflow's store; perhaps with a password, which is why it is not an argument
     journal: str
-    publish_seconds: float  # for as long as registering is tried
 
 
 class Publish(_Message):
     """Log the distilled set, and register it where a name is given."""
 
+    until: int  # milliseconds since 1970; later nobody waits for the answer
     folder: str  # that it lies in
     images: int
     image_size: int
     target_dimension: int
-    recipe: dict[str, float]
+    recipe: dict[str, Any]
     spec: dict[str, Any]
     lineage: dict[str, str]
     evaluation: dict[str, Any]  # accuracies and recovered gaps, as in a run's summary

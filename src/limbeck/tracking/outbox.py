@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from limbeck.interrupt import StopRequest
 from limbeck.progress import Progress
 from limbeck.redact import redact_url
-from limbeck.tracking.journal import Event, Journal
+from limbeck.tracking.journal import Event, Journal, now
 from limbeck.tracking.messages import REPLIES, Opened, Publish, Published, Refused, Start, Trouble
 
 _OPENING_SECONDS = 20.0  # for the first answer, at the end of a run that was shorter than that
-_PUBLISH_SECONDS = 90.0  # for registering, with retries
+_REGISTER_SECONDS = 90.0  # for registering, while MLflow does not answer
+_LOG_SECONDS = 15.0  # for logging the set without registering it, likewise
+_PUBLISH_SECONDS = 600.0  # for either, while it does
 _CLOSING_SECONDS = 60.0  # for what is left, while MLflow answers
 _TROUBLED_SECONDS = 5.0  # likewise, while it does not
 _LOOK = 0.1
@@ -41,7 +43,7 @@ class Outbox:
             text=True,
             start_new_session=True,  # Ctrl-C is for the work; this process ends when its input does
         )
-        self._ask(Start(uri=uri, journal=str(self._journal.path), publish_seconds=_PUBLISH_SECONDS).model_dump_json())
+        self._ask(Start(uri=uri, journal=str(self._journal.path)).model_dump_json())
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -66,12 +68,19 @@ class Outbox:
         Raises:
             Stopped: a stop was asked for.
         """
-        self._ask(request.model_dump_json())
+        patience = _LOG_SECONDS if request.name is None else _REGISTER_SECONDS
+        started = quiet_since = time.monotonic()
+        self._ask(request.model_copy(update={"until": now() + round(1000 * _PUBLISH_SECONDS)}).model_dump_json())
         while self._alive():
             try:
                 return self._published.get(timeout=_LOOK)
             except queue.Empty:
                 self._stop.check()
+            moment = time.monotonic()
+            if self._trouble is None:
+                quiet_since = moment
+            if moment - quiet_since > patience or moment - started > _PUBLISH_SECONDS:
+                return Published(error=self._trouble or f"MLflow took longer than {_PUBLISH_SECONDS:g} s")
         try:
             return self._published.get_nowait()
         except queue.Empty:

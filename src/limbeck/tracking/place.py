@@ -36,7 +36,7 @@ def page(uri: str, place: str) -> str | None:
     """The URL of a page of MLflow's interface, in its classic view; None where `uri` is no server."""
     if not uri.startswith(("http://", "https://")):
         return None
-    return f"{uri.rstrip('/')}/?workflowType=machine_learning#/{place}"
+    return f"{uri.rstrip('/')}/#/{place}?workflowType=machine_learning"  # the page's own query, after the #
 
 
 def database(uri: str) -> Path | None:

@@ -236,6 +236,7 @@ class Recording:
         location = redact_url(self._store.location("register", result.manifest.key))
         return self._outbox.publish(
             Publish(
+                until=0,
                 folder=str(result.path),
                 images=len(distilled),
                 image_size=distilled.images.shape[-1],

@@ -34,7 +34,7 @@ from limbeck.data.distilled_files import PREVIEW, RECORD, TENSORS
 from limbeck.errors import InputError, WorkError
 from limbeck.store import file_digest
 from limbeck.summary import Registered
-from limbeck.tracking.card import card, sentence
+from limbeck.tracking.card import card
 from limbeck.tracking.comparison import Decision, Evaluated, Policy, decide
 from limbeck.tracking.messages import Publish
 from limbeck.tracking.place import VARIABLE
@@ -44,9 +44,11 @@ if TYPE_CHECKING:
 
 CHAMPION, PREVIOUS = "champion", "previous"
 TYPE, CHECKSUMS, CARD = "distilled-dataset", "checksums.json", "README.md"
+NOTE = "mlflow.note.content"  # what the interface shows as the description, as Markdown
 DIGEST, CONTENT, DECISION = "limbeck.digest", "limbeck.checksums", "limbeck.decision"
 _LOCK_SUFFIX, _LOCK_OWNER = "--promoting", "limbeck.owner"
 _LOCK_PATIENCE, _LOCK_STALE, _LOCK_LOOK = 180.0, 120.0, 0.2  # seconds
+_LONGEST_NOTE = 5000
 _URI = "models:/"
 
 log = logging.getLogger(__name__)
@@ -84,14 +86,19 @@ class Registry:
             folder = Path(temporary)
             for name in (TENSORS, RECORD, PREVIEW):
                 shutil.copyfile(Path(request.folder) / name, folder / name)
-            (folder / CARD).write_text(card(request))
+            (folder / CARD).write_text(card(request, as_file=True))
             files = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
             (folder / CHECKSUMS).write_text(json.dumps(files, indent=2) + "\n")
             model = self._client.create_logged_model(
                 experiment_id,
                 name=_model_name(request.title),
                 source_run_id=run_id,
-                tags={**request.tags, DIGEST: request.digest, CONTENT: file_digest(folder / CHECKSUMS)},
+                tags={
+                    **request.tags,
+                    NOTE: card(request, as_file=False)[:_LONGEST_NOTE],
+                    DIGEST: request.digest,
+                    CONTENT: file_digest(folder / CHECKSUMS),
+                },
                 params={
                     "images": str(request.images),
                     "imageSize": str(request.image_size),
@@ -134,7 +141,7 @@ class Registry:
             run_id=run_id,
             model_id=model.model_id,
             tags=tags,
-            description=sentence(request),
+            description=card(request, as_file=False)[:_LONGEST_NOTE],
         )
         return self._version(name, int(made.version))
 

@@ -33,6 +33,7 @@ from limbeck.tracking.journal import (
 from limbeck.tracking.messages import Publish
 
 KEY = "limbeck.key"
+_KIND = "mlflow.experimentKind"  # the interface shows training runs, not traces
 _BATCH, _PARAMS, _LONGEST_PARAM, _LONGEST_TAG = 1000, 100, 6000, 5000  # MLflow's limits
 
 
@@ -186,7 +187,7 @@ def open_experiment(client: MlflowClient, name: str) -> Experiment:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.get_experiment(client.create_experiment(name))
+            return client.get_experiment(client.create_experiment(name, tags={_KIND: "custom_model_development"}))
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise

@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 # Ours are the retries: a run is told at once that its server is gone, and can stop this process at any time.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
@@ -28,7 +30,7 @@ from pydantic import ValidationError
 
 from limbeck.errors import InputError, WorkError
 from limbeck.redact import redact_url
-from limbeck.tracking.journal import Began, Ended, Event, Points, Reader, abandoned
+from limbeck.tracking.journal import Began, Ended, Event, Points, Reader, abandoned, now
 from limbeck.tracking.messages import Opened, Publish, Published, Refused, Reply, Start, Trouble
 from limbeck.tracking.place import page
 from limbeck.tracking.registry import Registry
@@ -53,7 +55,7 @@ class Sender:
 
     def __init__(self, start: Start, out: TextIO) -> None:
         self._uri, self._out = start.uri, out
-        self._own, self._publish_seconds = Path(start.journal), start.publish_seconds
+        self._own = Path(start.journal)
         self._client = MlflowClient(tracking_uri=start.uri, registry_uri=start.uri)
         self._troubled = False
 
@@ -114,24 +116,24 @@ class Sender:
         if runs.open or isinstance(event, Began):
             self._insist(lambda: runs.take(event))
 
-    def _insist(self, action: Callable[[], object], seconds: float | None = None) -> None:
-        """Do it, again and again until it is done, refused for ever, or `seconds` have passed."""
-        pause, deadline = _FIRST_PAUSE, None if seconds is None else time.monotonic() + seconds
+    def _insist(self, action: Callable[[], object], until: int | None = None) -> None:
+        """Do it, again and again until it is done, refused for ever, or until a time, in milliseconds since 1970."""
+        pause = _FIRST_PAUSE
         while True:
             try:
                 action()
             except (InputError, WorkError) as error:
-                if seconds is not None:
+                if until is not None:
                     raise
                 self._reply(Refused(error=str(error)))
                 return
             except Exception as error:
                 if isinstance(error, MlflowException) and str(error.error_code) in _FOR_EVER:
-                    if seconds is not None:
+                    if until is not None:
                         raise
                     self._reply(Refused(error=_line(error)))
                     return
-                if deadline is not None and time.monotonic() > deadline:
+                if until is not None and now() > until:
                     raise
                 self._trouble(_line(error))
             else:
@@ -155,8 +157,10 @@ class Sender:
 
         if not runs.open:
             return Published(error="MLflow has refused the run")
+        if now() > request.until:
+            return Published(error="too late")
         try:
-            self._insist(publish, self._publish_seconds)
+            self._insist(publish, request.until)
         except Exception as error:
             return Published(error=_line(error))
         return done[0]
@@ -186,6 +190,16 @@ def _line(error: Exception) -> str:
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
+def _without_credentials(uri: str) -> str:
+    """A server's URI without user and password, which go to MLflow's own variables: so no message can show them."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
+        return uri
+    os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username or ""))
+    os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password or ""))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
 def main() -> None:
     """Read the start and requests from standard input, write replies to what was standard output."""
     out = os.fdopen(os.dup(1), "w")
@@ -193,6 +207,7 @@ def main() -> None:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     start = Start.model_validate_json(sys.stdin.readline())
+    start = start.model_copy(update={"uri": _without_credentials(start.uri)})
     requests: queue.Queue[Publish | None] = queue.Queue()
 
     def read() -> None:
