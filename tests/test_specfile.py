@@ -100,6 +100,14 @@ BAD: dict[str, tuple[Any, ...]] = {
         spec("    imagesize: 8\n"),
         (":9", "spec.source.imagesize: no such field; did you mean imageSi"),
     ),
+    "a registered name that MLflow would refuse": (
+        spec("  registry: {name: team/digits}\n"),
+        (":9", 'spec.registry.name: found "team/digits"; allowed: text of at most 200 letters, digits'),
+    ),
+    "tracking that is a word": (
+        spec("  tracking: {enabled: perhaps}\n"),
+        (":9", 'spec.tracking.enabled: found "perhaps"; allowed: true or false'),
+    ),
     "unknown in an optimizer": (
         spec("  teacher:\n    optimizer:\n      lr: 1\n      rat: 1\n"),
         (":11", "spec.teacher.optimizer.lr: no such field; allowed: rate, warmupEpochs, weightDecay"),

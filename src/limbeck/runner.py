@@ -138,6 +138,7 @@ class Run:
                     "run it first",
                 )
             self._results[name] = result
+            self._recorder.found(name, result)
             return
         with self._recorder.stage(label, identity):
             result, reused = self._find_or_make(identity, work, inputs)

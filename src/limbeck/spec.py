@@ -349,7 +349,12 @@ class Evaluate(Section):
 class Registry(Section):
     """The MLflow model registry."""
 
-    name: str | None = Field(None, min_length=1, max_length=250, description="Registered name of the distilled set.")
+    name: str | None = Field(
+        None,
+        max_length=200,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
+        description="Registered name of the distilled set; letters, digits, and .-_ within.",
+    )
     promote: Literal["ifBetter", "always", "never"] = Field(
         "ifBetter", description="When the alias champion moves to the new version."
     )

@@ -324,6 +324,8 @@ def _text_bounds(metadata: list[Any]) -> str:
         pattern = getattr(bound, "pattern", None)
         if pattern and "[-a-z0-9]" in pattern:
             return " of at most 63 small letters, digits and '-', beginning and ending with a letter or digit"
+        if pattern and "[A-Za-z0-9._-]" in pattern:
+            return " of at most 200 letters, digits and, within, . _ -"
         if pattern:
             return ", a Kubernetes quantity such as 500m or 4Gi"
         if isinstance(bound, MinLen) and bound.min_length:

@@ -159,6 +159,7 @@ def test_a_run_that_somebody_has_opened_is_used(server, tmp_path, experiment, fi
     run = server.client.get_run(alone)
     assert run.info.status == "RUNNING"
     assert run.data.metrics.keys() >= {"teacher_loss", "seconds"}
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"source"}
 
 
 class _Outage(Lines):

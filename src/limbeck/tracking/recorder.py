@@ -63,6 +63,9 @@ class Recorder(Protocol):
     def made(self, name: str, label: str, result: Result, *, reused: bool) -> None:
         """A stage's result is there; `name` is what other stages know it by."""
 
+    def found(self, name: str, result: Result) -> None:
+        """A result of an earlier stage is used, and nothing is recorded of how it was made."""
+
     def publish(self, result: Result) -> Published | None:
         """Log and register the distilled set; None where that is not done."""
 
@@ -83,6 +86,9 @@ class _Unrecorded:
         yield
 
     def made(self, name: str, label: str, result: Result, *, reused: bool) -> None:
+        pass
+
+    def found(self, name: str, result: Result) -> None:
         pass
 
     def publish(self, result: Result) -> Published | None:
@@ -205,7 +211,19 @@ class Recording:
         tags = {"limbeck.digest": result.digest, "limbeck.reused": str(reused).lower()}
         self._outbox.write(StageBegan(stage=label, tags=tags, params={}))
 
+    def found(self, name: str, result: Result) -> None:
+        """See `Recorder.found`."""
+        if result.manifest.stage == "ingest":
+            self._remember(name, result)
+
     def _ingested(self, name: str, label: str, result: Result) -> None:
+        data = self._remember(name, result)
+        self._outbox.write(Read(stage=label, data=[data]))
+        if not self._alone:
+            self._outbox.write(Read(stage=None, data=[data]))
+
+    def _remember(self, name: str, result: Result) -> Data:
+        """The dataset, for whatever is measured on it later."""
         dataset, spec = ImageDataset.open(result.path), self._spec
         uris = {"dataset": spec.source.uri}
         for task in spec.evaluate.tasks:
@@ -219,9 +237,7 @@ class Recording:
         )
         self._datasets[name] = data
         self._dataset = result if name == "dataset" else self._dataset
-        self._outbox.write(Read(stage=label, data=[data]))
-        if not self._alone:
-            self._outbox.write(Read(stage=None, data=[data]))
+        return data
 
     def _task(self, task: str | None) -> Data | None:
         return self._datasets.get(f"test:{task}") if task is not None else None
