@@ -16,6 +16,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/distill.py
 	$(BIN)/python benchmarks/experts.py
 	$(BIN)/python benchmarks/fanout.py
+	$(BIN)/python benchmarks/tracking.py
 	$(BIN)/python benchmarks/accuracy.py
 
 lint: $(INSTALLED)

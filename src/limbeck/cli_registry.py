@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -144,7 +145,8 @@ def ui(
         "1",
     ]
     try:
-        code = subprocess.run(command, check=False).returncode  # noqa: S603 - made above
+        lean = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # queues that pages of runs do not need
+        code = subprocess.run(command, check=False, env=lean).returncode  # noqa: S603 - made above
     except KeyboardInterrupt:
         return
     if code > 0:

@@ -34,7 +34,8 @@ class MlflowServer:
         command += ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}", "--workers", "1"]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
         with (self._folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            lean = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # no task queues of its own
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=lean)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:

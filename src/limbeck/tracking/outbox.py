@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import subprocess
 import sys
@@ -25,6 +26,15 @@ _CLOSING_SECONDS = 60.0  # for what is left, while MLflow answers
 _TROUBLED_SECONDS = 5.0  # likewise, while it does not
 _LOOK = 0.1
 
+# The retries are the sender's: a run is told at once that its server is gone, and can end the sender at any time.
+_MLFLOW = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
 
 class Outbox:
     """The journal, and the process that sends it. Nothing here waits for MLflow but `publish` and `close`."""
@@ -41,8 +51,10 @@ class Outbox:
             stdout=subprocess.PIPE,
             stderr=(folder / "sender.log").open("w"),
             text=True,
+            env=_MLFLOW | os.environ,
             start_new_session=True,  # Ctrl-C is for the work; this process ends when its input does
         )
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, 19)  # the work comes first, on a machine with few cores
         self._ask(Start(uri=uri, journal=str(self._journal.path)).model_dump_json())
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
