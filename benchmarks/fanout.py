@@ -49,6 +49,7 @@ def spec(output: Path, experts: int, epochs: int, width: int, size: int) -> dict
         "spec": {
             "source": {"uri": "sklearn:digits#train", "imageSize": size},
             "output": {"uri": str(output)},
+            "tracking": {"enabled": False},
             "teacher": {"architecture": "convnet", "width": 16, "epochs": 1},
             "student": {"width": width},
             "trajectories": {"experts": experts, "epochs": epochs, "threads": 1},

@@ -13,7 +13,7 @@ from limbeck.store import Store
 def test_the_demo_s_distilled_set_pre_trains_better_than_a_random_subset(tmp_path):
     """At 1 % and at 5 % of the labels; and on average over all shares it recovers 0.3 of the gap or more."""
     command = [sys.executable, "-m", "limbeck.cli", "demo", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
     summary = read_summary(Store(str(tmp_path)), None)

@@ -40,8 +40,8 @@ _BATCH, _PARAMS, _LONGEST_PARAM, _LONGEST_TAG = 1000, 100, 6000, 5000  # MLflow'
 class Runs:
     """The runs of one journal. Every method may be called again after it failed half-way."""
 
-    def __init__(self, client: MlflowClient, pictures: Path) -> None:
-        self._client, self._pictures = client, pictures
+    def __init__(self, client: MlflowClient, journal: Path) -> None:
+        self._client, self.journal = client, journal
         self._began: Began | None = None
         self._run: Run | None = None
         self._stages: dict[str, str] = {}  # label -> run id
@@ -167,7 +167,7 @@ class Runs:
         return self._seen[run_id].setdefault(name, set())
 
     def _picture(self, run_id: str, event: Picture) -> None:
-        file = self._pictures / event.file
+        file = self.journal.with_name(event.file)
         taken = {Path(entry.path).name for entry in self._client.list_artifacts(run_id, "images")}
         if not any(name.startswith(f"{event.name}+step+{event.step}+") and ".webp" in name for name in taken):
             with Image.open(file) as image:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -80,7 +81,7 @@ class Sender:
         reader.remove()
 
     def _runs(self, journal: Path) -> Runs:
-        return Runs(self._client, journal.parent)
+        return Runs(self._client, journal)
 
     def _drain(self, reader: Reader, runs: Runs) -> bool:
         """Send all that is there, points together; whether the command's end was among it."""
@@ -107,21 +108,18 @@ class Sender:
 
     def _take(self, runs: Runs, event: Event) -> None:
         if runs.open or isinstance(event, Began):
-            self._insist(lambda: runs.take(event))
+            # Where MLflow does not let a run begin, a wrong address say, nothing of it is given up.
+            own = runs.journal == self._own
+            self._insist(lambda: runs.take(event), stubborn=own and isinstance(event, Began))
 
-    def _insist(self, action: Callable[[], object], until: int | None = None) -> None:
+    def _insist(self, action: Callable[[], object], until: int | None = None, *, stubborn: bool = False) -> None:
         """Do it, again and again until it is done, refused for ever, or until a time, in milliseconds since 1970."""
         pause = _FIRST_PAUSE
         while True:
             try:
                 action()
-            except (InputError, WorkError) as error:
-                if until is not None:
-                    raise
-                self._reply(Refused(error=str(error)))
-                return
             except Exception as error:
-                if isinstance(error, MlflowException) and str(error.error_code) in _FOR_EVER:
+                if not stubborn and _is_for_ever(error):
                     if until is not None:
                         raise
                     self._reply(Refused(error=_line(error)))
@@ -167,8 +165,15 @@ class Sender:
             self._reply(Trouble(error=error))
 
     def _reply(self, reply: Reply) -> None:
-        self._out.write(reply.model_dump_json() + "\n")
-        self._out.flush()
+        with suppress(BrokenPipeError):  # the command was killed; what it has left behind is sent all the same
+            self._out.write(reply.model_dump_json() + "\n")
+            self._out.flush()
+
+
+def _is_for_ever(error: Exception) -> bool:
+    if isinstance(error, MlflowException):
+        return str(error.error_code) in _FOR_EVER
+    return isinstance(error, InputError | WorkError)
 
 
 def _joins(waiting: Points, event: Event | None) -> bool:
