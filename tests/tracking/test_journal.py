@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from limbeck.tracking.journal import Document, Ended, Journal, Point, Points, Reader, abandoned
+from limbeck.tracking.journal import Document, Ended, Journal, Point, Points, Reader, abandoned, claimed
 
 
 def test_events_come_back_as_they_are_written(tmp_path):
@@ -45,9 +45,16 @@ def test_a_line_that_nobody_understands_is_not_read_twice(tmp_path):
 
 def test_journals_of_live_commands_are_left_alone(tmp_path):
     first, second = Journal(tmp_path), Journal(tmp_path)
-    assert abandoned(tmp_path, second.path) == []
-    first.close()
     assert abandoned(tmp_path, second.path) == [first.path]
+    with claimed(first.path) as free:
+        assert not free
+    first.close()
+    with claimed(first.path) as free:
+        assert free
+        with claimed(first.path) as twice:
+            assert not twice
+    with claimed(tmp_path / "gone.jsonl") as free:
+        assert not free
 
 
 def test_a_journal_goes_with_its_pictures_and_no_others(tmp_path):

@@ -22,8 +22,9 @@ from limbeck.errors import WorkError
 from limbeck.interrupt import Stopped
 from limbeck.progress import Bar
 from limbeck.runs import read_history
-from limbeck.store import Store
+from limbeck.store import Store, json_digest
 from limbeck.tracking import outbox
+from limbeck.tracking.journal import Began, Document, Point, Points
 from tests.stages.tiny import AT_EVERY_CHANCE, Lines, StopAt, write_tiny
 from tests.tracking.conftest import MlflowServer
 from tests.tracking.tracked import copy_of, run_tracked, stage_tracked
@@ -200,6 +201,31 @@ def test_what_an_address_that_is_no_mlflow_gets_is_kept(tmp_path, finished, monk
     other.shutdown()
     assert any("work goes on meanwhile" in line for line in lines.lines)
     assert len(list(output.rglob("*.jsonl"))) == 1
+
+
+def test_what_another_version_left_behind_does_not_stand_in_the_way(server, tmp_path, experiment, finished):
+    output, lines = copy_of(finished, tmp_path / "out"), Lines()
+    folder = output / "work" / "tracking" / json_digest(server.uri)[:16]
+    folder.mkdir(parents=True)
+    began = Began(
+        key="k",
+        name="n",
+        experiment=experiment,
+        run_id="no-such-run",
+        stage_alone=False,
+        tags={},
+        params={},
+        system_metrics=False,
+    )
+    point = Point(name="a", step=0, milliseconds=1, value=1.0)
+    events = [began, Points(stage="never begun", points=[point]), Document(name="a.txt", text="a")]
+    left = folder / "1-1.jsonl"
+    left.write_text('{"event": "of the future"}\n' + "".join(e.model_dump_json() + "\n" for e in events))
+    assert run_tracked(output, server.uri, {"tracking.experiment": experiment}, lines).succeeded
+    assert not left.exists()
+    assert sum("1-1.jsonl cannot be read" in line for line in lines.lines) == 1
+    assert sum("no-such-run" in line for line in lines.lines) == 1
+    assert runs_in(server, experiment)[0].info.status == "FINISHED"
 
 
 class _Outage(Lines):

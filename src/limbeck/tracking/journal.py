@@ -9,8 +9,10 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -171,21 +173,22 @@ class Reader:
 
 
 def abandoned(folder: Path, own: Path) -> list[Path]:
-    """Journals of commands that are gone, oldest first."""
-    return [path for path in sorted(folder.glob("*.jsonl")) if path != own and _is_free(path)]
+    """Other journals, oldest first; who wants to send one claims it."""
+    return [path for path in sorted(folder.glob("*.jsonl")) if path != own]
 
 
-def _is_free(path: Path) -> bool:
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether the journal's command is gone, and nobody else is sending it; nobody else will, inside the block."""
     try:
-        with path.open() as handle:
-            return _try_lock(handle)
+        handle = path.open()
     except FileNotFoundError:
-        return False
-
-
-def _try_lock(handle: IO[str]) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        yield False
+        return
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield path.exists()  # it may have been sent and removed before the lock was taken

@@ -65,6 +65,11 @@ class Runs:
         assert self._run is not None
         return str(self._run.info.experiment_id)
 
+    def knows(self, event: Event) -> bool:
+        """Whether MLflow has the run, and the stage, that an event is about."""
+        stage = None if isinstance(event, StageBegan) else getattr(event, "stage", None)
+        return self.open and (stage is None or stage in self._stages)
+
     def take(self, event: Event) -> None:
         """Bring one event to MLflow."""
         match event:

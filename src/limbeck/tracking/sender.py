@@ -21,10 +21,10 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
-from limbeck.errors import InputError, WorkError
 from limbeck.redact import redact_url
-from limbeck.tracking.journal import Began, Ended, Event, Points, Reader, abandoned, now
+from limbeck.tracking.journal import Began, Ended, Event, Points, Reader, abandoned, claimed, now
 from limbeck.tracking.messages import Opened, Publish, Published, Refused, Reply, Start, Trouble
 from limbeck.tracking.place import page
 from limbeck.tracking.registry import Registry
@@ -39,6 +39,7 @@ _FOR_EVER = {
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
     "INVALID_STATE",
+    "MALFORMED_REQUEST",
     "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
 }
@@ -56,11 +57,13 @@ class Sender:
     def run(self, requests: queue.Queue[Publish | None]) -> None:
         """Until the input has ended and everything is sent."""
         for path in abandoned(self._own.parent, self._own):
-            reader, runs = Reader(path), self._runs(path)
-            ended = self._drain(reader, runs)
-            if not ended and runs.open:  # its process was killed
-                self._take(runs, Ended(status="FAILED"))
-            reader.remove()
+            with claimed(path) as free:
+                if free:
+                    reader, runs = Reader(path), self._runs(path)
+                    ended = self._drain(reader, runs)
+                    if not ended and runs.open:  # its process was killed
+                        self._take(runs, Ended(status="FAILED"))
+                    reader.remove()
         reader, runs = Reader(self._own), self._runs(self._own)
         closing, ended = False, False
         while True:
@@ -107,7 +110,7 @@ class Sender:
             ended = ended or isinstance(event, Ended)
 
     def _take(self, runs: Runs, event: Event) -> None:
-        if runs.open or isinstance(event, Began):
+        if isinstance(event, Began) or runs.knows(event):  # else MLflow has refused what it belongs to
             # Where MLflow does not let a run begin, a wrong address say, nothing of it is given up.
             own = runs.journal == self._own
             self._insist(lambda: runs.take(event), stubborn=own and isinstance(event, Began))
@@ -173,7 +176,8 @@ class Sender:
 def _is_for_ever(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return str(error.error_code) in _FOR_EVER
-    return isinstance(error, InputError | WorkError)
+    passing = isinstance(error, OSError | SQLAlchemyError) and not isinstance(error, FileNotFoundError)
+    return not passing
 
 
 def _joins(waiting: Points, event: Event | None) -> bool:
