@@ -115,6 +115,14 @@ def test_an_altered_file_is_found_and_nothing_is_left(tmp_path, name, file):
         registry.load(f"models:/{name}@champion")
 
 
+def test_a_store_that_is_not_mlflow_s_own_default_is_used_for_all(tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    uri = f"sqlite:///{tmp_path / 'elsewhere' / 'other.db'}"
+    assert register(uri, tmp_path / "1", name).champion
+    assert len(Registry(uri).load(f"models:/{name}@champion")) == 4
+    assert not (tmp_path / "mlflow.db").exists()
+
+
 @pytest.mark.parametrize(
     ("uri", "phrase"),
     [

@@ -135,14 +135,15 @@ class Registry:
             if not _exists_already(error):
                 raise
         tags = {**request.tags, DIGEST: request.digest, CONTENT: model.tags[CONTENT]}
-        made = self._client.create_model_version(
-            name,
-            source=f"{_URI}{model.model_id}",
-            run_id=run_id,
-            model_id=model.model_id,
-            tags=tags,
-            description=card(request, as_file=False)[:_LONGEST_NOTE],
-        )
+        with _global_uri(self._uri):  # where a local store looks for the source
+            made = self._client.create_model_version(
+                name,
+                source=f"{_URI}{model.model_id}",
+                run_id=run_id,
+                model_id=model.model_id,
+                tags=tags,
+                description=card(request, as_file=False)[:_LONGEST_NOTE],
+            )
         return self._version(name, int(made.version))
 
     def _promote(self, name: str, number: int, policy: Policy, metric: str, new: Evaluated) -> Decision:
@@ -363,7 +364,7 @@ class Registry:
 
 @contextmanager
 def _global_uri(uri: str) -> Iterator[None]:
-    """Inside the block MLflow's own default is `uri`: its downloads look nowhere else."""
+    """Inside the block MLflow's own default is `uri`: what a client does not pass on looks nowhere else."""
     before = os.environ.get(VARIABLE)
     try:
         with _use_tracking_uri(uri):  # which leaves the variable behind
