@@ -57,7 +57,7 @@ def test_ten_dead_workers_and_a_dead_head_cost_nothing_but_time(tmp_path):
     assert first.ends(150) == 1
     assert re.search("trajectories: Ray went away .* what is finished is kept", first.problems[-1]), first.err
     assert "Traceback" not in first.err
-    wait_for(lambda: not first.pids(""), 10, "end of the processes that are left")  # Ray's agents look now and then
+    wait_for(lambda: not first.pids(""), 90, "end of the processes that are left")  # agents outlive a killed raylet
     print(f"the head's death was told after {time.monotonic() - killed:.0f} s: {first.problems[-1]}")  # noqa: T201
     kept = len(list(output.glob("expert/*/manifest.json")))
     assert kept < EXPERTS, "all was done before the head was killed: nothing is shown"
