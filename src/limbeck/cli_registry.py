@@ -137,16 +137,17 @@ def ui(
         "-m",
         "mlflow",
         "server",
-        "--backend-store-uri",
-        where,
         "--port",
         str(port),
         "--workers",
         "1",
     ]
     try:
-        lean = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # queues that pages of runs do not need
-        code = subprocess.run(command, check=False, env=lean).returncode  # noqa: S603 - made above
+        variables = {
+            "MLFLOW_BACKEND_STORE_URI": where,  # perhaps with a password, which a list of processes would show
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # queues that pages of runs do not need
+        }
+        code = subprocess.run(command, check=False, env=os.environ | variables).returncode  # noqa: S603 - made above
     except KeyboardInterrupt:
         return
     if code > 0:
@@ -158,19 +159,21 @@ def _registry(uri: str | None) -> Iterator[Registry]:
     """The registry; what MLflow says inside the block is said in a line."""
     import logging
 
-    from limbeck.tracking.place import require, tracking_uri
+    from limbeck.tracking.place import require, tracking_uri, without_credentials
 
     require()
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     from limbeck.redact import redact_url
     from limbeck.tracking.registry import Registry
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    where = tracking_uri(uri)
+    where, variables = without_credentials(tracking_uri(uri))
+    os.environ.update(variables)
     try:
         yield Registry(where)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         message = redact_url(" ".join(str(error).split()))
         raise WorkError(f"MLflow at {redact_url(where)}: {message[:300]}") from None
 

@@ -52,7 +52,7 @@ class Run:
         started = time.monotonic()
         sources = open_sources(self._spec)
         check_against_data(self._spec, sources)
-        with self._recorder.run(self._distillation, sources["dataset"].source.fingerprint()):
+        with self._recorder.run(self._distillation, _fingerprints(sources)):
             for name, entry in sources.items():
                 self._ingest(name, entry)
             self._check_ingested()
@@ -68,7 +68,7 @@ class Run:
         """
         sources = open_sources(self._spec)
         check_against_data(self._spec, sources)
-        with self._recorder.run(self._distillation, sources["dataset"].source.fingerprint()):
+        with self._recorder.run(self._distillation, _fingerprints(sources)):
             for label, entry in sources.items():
                 self._ingest(label, entry, only_find=name != "ingest")
             self._check_ingested()
@@ -245,6 +245,10 @@ class Run:
         if refusal is not None:
             raise refusal
         return summary
+
+
+def _fingerprints(sources: Mapping[str, NamedSource]) -> dict[str, str]:
+    return {name: entry.source.fingerprint() for name, entry in sources.items()}
 
 
 def _line(stage: StageSummary) -> str:

@@ -94,3 +94,26 @@ def test_another_source_or_other_baselines_are_no_other_settings():
 def test_another_number_of_seeds_cannot_be_compared():
     decision = decide("ifBetter", GAP, evaluated(0.3, seeds=3), (3, evaluated()))
     assert not decision.promote
+
+
+def test_a_champion_that_cannot_be_read_is_not_replaced():
+    decision = decide("ifBetter", GAP, evaluated(0.3), (3, None))
+    assert not decision.promote
+    assert "the files of version 3, the champion, cannot be read" in decision.reason
+    assert decide("always", GAP, evaluated(), (3, None)).promote
+
+
+def test_a_gap_that_only_one_side_has_does_not_count():
+    """Where the full set is no better than the random one there is no gap, and the mean is of other settings."""
+    one_gap = evaluation(0.0)
+    for entry in one_gap["accuracies"]:
+        if entry["method"] == "full" and entry["labelFraction"] == 0.1:
+            entry["values"] = [value - 1.0 for value in entry["values"]]
+            entry["mean"] -= 1.0
+    old = Evaluated.of(spec_of(), LINEAGE, one_gap)
+    new = evaluated(0.0)
+    assert new.by_seed(GAP) != old.by_seed(GAP)
+    both = new.compared(GAP, old)
+    assert both is not None
+    assert both[0] == both[1] == old.by_seed(GAP)
+    assert not decide("ifBetter", GAP, new, (3, old)).promote

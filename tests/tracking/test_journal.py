@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from pydantic import ValidationError
 
-from limbeck.tracking.journal import Document, Ended, Journal, Point, Points, Reader, abandoned, claimed
+from limbeck.tracking.journal import Document, Ended, Journal, Point, Points, Reader, claimed, key_of, others
 
 
 def test_events_come_back_as_they_are_written(tmp_path):
@@ -45,7 +48,7 @@ def test_a_line_that_nobody_understands_is_not_read_twice(tmp_path):
 
 def test_journals_of_live_commands_are_left_alone(tmp_path):
     first, second = Journal(tmp_path), Journal(tmp_path)
-    assert abandoned(tmp_path, second.path) == [first.path]
+    assert others(tmp_path, second.path) == [first.path]
     with claimed(first.path) as free:
         assert not free
     first.close()
@@ -63,3 +66,37 @@ def test_a_journal_goes_with_its_pictures_and_no_others(tmp_path):
         journal.picture_file("grid-1").write_bytes(b"png")
     Reader(first.path).remove()
     assert sorted(tmp_path.iterdir()) == sorted([second.path, second.picture_file("grid-1")])
+
+
+def test_a_journal_belongs_to_its_sender_too(tmp_path):
+    """Whose command was killed: nobody else sends it beside that process."""
+    journal = Journal(tmp_path)
+    sender = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[journal.handle])
+    journal.close()
+    with claimed(journal.path) as free:
+        assert not free
+    sender.kill()
+    sender.wait()
+    with claimed(journal.path) as free:
+        assert free
+
+
+def test_letters_that_are_cut_in_two_are_read_whole(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    event = Document(name="a.txt", text="\N{LATIN SMALL LETTER E WITH ACUTE}")
+    line = (event.model_dump_json() + "\n").encode()
+    cut = line.index("\N{LATIN SMALL LETTER E WITH ACUTE}".encode()) + 1
+    path.write_bytes(line[:cut])
+    reader = Reader(path)
+    assert reader.next() is None
+    with path.open("ab") as handle:
+        handle.write(line[cut:])
+    assert reader.next() == event
+
+
+def test_a_journal_that_does_not_say_whose_it_is_has_no_key(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    assert key_of(path) is None
+    for text in ("", '{"event": "unknown"}\n', Ended(status="FAILED").model_dump_json() + "\n"):
+        path.write_text(text)
+        assert key_of(path) is None

@@ -8,12 +8,15 @@ import uuid
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 import limbeck
 from limbeck.data.distilled import DistilledSet
-from limbeck.errors import InputError
+from limbeck.errors import InputError, WorkError
 from limbeck.summary import Registered
 from limbeck.tracking import registry as registry_module
 from limbeck.tracking.registry import Registry
@@ -176,6 +179,71 @@ def test_the_lock_of_a_process_that_is_gone_is_given_up(server, tmp_path, name, 
     server.client.create_registered_model(f"{name}--promoting", tags={"limbeck.owner": "somebody"})
     monkeypatch.setattr(registry_module, "_LOCK_STALE", 1.0)
     assert register(server.uri, tmp_path / "2", name, number=2, promote="always").champion
+
+
+def test_a_lock_that_goes_while_mlflow_looks_is_taken_after_all(server, tmp_path, name, monkeypatch):
+    """Of two that are created at once MLflow refuses one, by a look at the other, which may be gone by then."""
+    register(server.uri, tmp_path / "1", name)
+    registry, asked = Registry(server.uri), []
+    create = registry._client.create_registered_model
+
+    def gone(*arguments: Any, **settings: Any) -> Any:
+        asked.append(arguments)
+        if len(asked) == 1:
+            raise MlflowException("Registered Model not found", RESOURCE_DOES_NOT_EXIST)
+        return create(*arguments, **settings)
+
+    monkeypatch.setattr(registry._client, "create_registered_model", gone)
+    registry.promote(name, 1)
+    request = publishable(tmp_path / "2", name, number=2, promote="always")
+    run = server.client.get_run(registry.versions(name)[0].run_id).info
+    model = registry.log(request, run.run_id, run.experiment_id)
+    assert registry.register(name, request, model, run.run_id).champion
+    assert len(asked) == 4  # two for the lock of promote, one for the name, one for the other lock
+
+
+def test_somebody_s_model_with_the_lock_s_name_is_left_alone(server, tmp_path, name):
+    register(server.uri, tmp_path / "1", name)
+    server.client.create_registered_model(f"{name}--promoting")
+    with pytest.raises(WorkError, match="is a registered model of somebody's"):
+        Registry(server.uri).promote(name, 1)
+    server.client.delete_registered_model(f"{name}--promoting")  # it is still there
+
+
+def test_what_fails_half_way_is_finished_by_the_next_call(server, tmp_path, name, monkeypatch):
+    """The same LoggedModel, the same version, and the promotion is not forgotten: each call fails one step later."""
+    registry, client = Registry(server.uri), server.client
+    experiment = open_experiment(client, "registry").experiment_id
+    run_id = client.create_run(experiment).info.run_id
+    request = publishable(tmp_path / "1", name)
+    steps = ["set_logged_model_tags", "log_model_artifacts", "log_outputs", "finalize_logged_model"]
+    steps += ["create_model_version", "set_registered_model_alias", "set_model_version_tag"]
+
+    def whole() -> tuple[str, Registered]:
+        model = registry.log(request, run_id, experiment)
+        return model.model_id, registry.register(name, request, model, run_id)
+
+    for step in steps:
+        with monkeypatch.context() as broken:
+            broken.setattr(registry._client, step, Mock(side_effect=OSError(step)))
+            with pytest.raises(OSError, match=step):
+                whole()
+    model_id, done = whole()
+    assert (done.version, done.champion, done.decision) == (1, True, "promoted")
+    assert aliases(server, name) == {"champion": 1}
+    assert [output.model_id for output in client.get_run(run_id).outputs.model_outputs] == [model_id]
+    assert len(registry.load(f"models:/{name}@champion")) == 4
+
+
+def test_a_damaged_champion_is_neither_compared_nor_replaced(tmp_path, name):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    register(uri, tmp_path / "1", name)
+    (stored,) = tmp_path.joinpath("mlruns").rglob("distilled.json")
+    stored.write_text("{}")
+    second = register(uri, tmp_path / "2", name, number=2, shift=0.3)
+    assert not second.champion
+    assert "cannot be read" in second.decision
+    assert register(uri, tmp_path / "3", name, number=3, promote="always").champion
 
 
 def test_a_lock_that_is_held_is_waited_for(server, tmp_path, name, monkeypatch):

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHan
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from limbeck.errors import WorkError
@@ -24,8 +25,9 @@ from limbeck.progress import Bar
 from limbeck.runs import read_history
 from limbeck.store import Store, json_digest
 from limbeck.tracking import outbox
-from limbeck.tracking.journal import Began, Document, Point, Points
-from tests.stages.tiny import AT_EVERY_CHANCE, Lines, StopAt, write_tiny
+from limbeck.tracking.journal import Began, Document, Event, Journal, Point, Points, key_of
+from limbeck.tracking.recorder import Recording
+from tests.stages.tiny import AT_EVERY_CHANCE, Lines, StopAt, distillation, workshop, write_tiny
 from tests.tracking.conftest import MlflowServer
 from tests.tracking.tracked import copy_of, run_tracked, stage_tracked
 
@@ -163,6 +165,12 @@ def test_a_run_that_somebody_has_opened_is_used(server, tmp_path, experiment, fi
     assert run.info.status == "RUNNING"
     assert run.data.metrics.keys() >= {"teacher_loss", "seconds"}
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"source"}
+    alone = server.client.create_run(theirs, tags={"mlflow.parentRunId": given}).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", alone)
+    stage_tracked("ingest", output, server.uri, {"tracking.experiment": experiment})
+    run = server.client.get_run(alone)  # of three datasets
+    assert run.data.metrics.keys() >= {"source/seconds", "digits/train/seconds", "digits/test/seconds"}
+    assert run.data.params["source/input.source"] != run.data.params["digits/test/input.source"]
 
 
 def test_a_run_that_is_killed_is_failed_and_goes_on(server, tmp_path, experiment):
@@ -185,6 +193,7 @@ def test_a_run_that_is_killed_is_failed_and_goes_on(server, tmp_path, experiment
     process.kill()
     process.wait()
     wait_for(lambda parent, stages: parent.info.status == "FAILED")
+    assert runs_in(server, experiment)[1]["distill"].info.status == "FAILED"
     assert subprocess.run(command, capture_output=True).returncode == 0
     parent, stages = runs_in(server, experiment)
     assert parent.info.status == "FINISHED"
@@ -226,6 +235,52 @@ def test_what_another_version_left_behind_does_not_stand_in_the_way(server, tmp_
     assert sum("1-1.jsonl cannot be read" in line for line in lines.lines) == 1
     assert sum("no-such-run" in line for line in lines.lines) == 1
     assert runs_in(server, experiment)[0].info.status == "FINISHED"
+
+
+class _SenderKilled(Lines):
+    """Kills the process that talks to MLflow when distilling begins."""
+
+    @contextmanager
+    def bar(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+        if title == "distill":
+            (sender,) = [p for p in psutil.Process().children() if "limbeck.tracking.sender" in p.cmdline()]
+            sender.kill()
+            sender.wait(10)
+        with super().bar(title, total, unit, done) as bar:
+            yield bar
+
+
+def test_a_sender_that_dies_costs_nothing_and_the_next_command_sends_the_rest(server, tmp_path, experiment):
+    progress, changes = _SenderKilled(), {"tracking.experiment": experiment}
+    assert run_tracked(tmp_path / "out", server.uri, changes, progress).succeeded
+    assert any("not all of this run is in MLflow" in line for line in progress.lines)
+    run_tracked(tmp_path / "out", server.uri, changes)
+    parent, stages = runs_in(server, experiment)
+    assert parent.info.status == "FINISHED"
+    assert steps(server, stages["distill"], "matching_loss") == list(range(8))
+    assert list(tmp_path.rglob("*.jsonl")) == list(tmp_path.rglob("*.log")) == []
+
+
+def test_a_disk_that_is_full_stops_the_tracking_and_not_the_work(server, tmp_path, experiment, finished, monkeypatch):
+    def full(journal: Journal, event: Event) -> None:
+        raise OSError(28, "No space left on device")
+
+    write, lines = Journal.write, Lines()
+    monkeypatch.setattr(Journal, "write", lambda j, e: full(j, e) if isinstance(e, Points) else write(j, e))
+    assert run_tracked(copy_of(finished, tmp_path / "out"), server.uri, {"tracking.experiment": experiment}, lines)
+    assert sum("is not tracked: [Errno 28] No space left" in line for line in lines.lines) == 1
+
+
+def test_changed_data_of_a_task_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox, "_TROUBLED_SECONDS", 0.0)
+    output, nobody = tmp_path / "out", "http://127.0.0.1:9"
+    for test in ("one", "two", "one"):
+        recording = Recording(nobody, workshop(output), "limbeck run", stage_alone=False)
+        sources = {"dataset": "same", "train:digits": "same", "test:digits": test}
+        with recording.run(distillation(output, {"tracking.uri": nobody}), sources):
+            pass
+    keys = {key_of(path) for path in output.rglob("*.jsonl")}
+    assert len(keys) == 2
 
 
 class _Outage(Lines):

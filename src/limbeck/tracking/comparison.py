@@ -12,6 +12,7 @@ from limbeck.summary import Accuracy, RecoveredGap
 
 GAP, ACCURACY = "recovered_gap", "accuracy"
 Policy = Literal["ifBetter", "always", "never"]
+_OTHERWISE = "limbeck registry promote decides otherwise"
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,43 @@ class Evaluated:
 
         The mean over the seeds is the metric as the run shows it.
         """
+        parts = self._parts(metric)
+        return _mean(parts.values()) if parts else None
+
+    def compared(self, metric: str, other: Evaluated) -> tuple[dict[int, float], dict[int, float]] | None:
+        """A metric's values here and there; None where they cannot be compared.
+
+        A recovered gap does not exist where the full set is no better than the random one, so a mean of
+        several is taken over those that exist on both sides.
+        """
+        ours, theirs = self._parts(metric), other._parts(metric)
+        both = [cell for cell in ours if cell in theirs]
+        if not both or any(ours[cell].keys() != theirs[cell].keys() for cell in both):
+            return None
+        return _mean(ours[cell] for cell in both), _mean(theirs[cell] for cell in both)
+
+    def _parts(self, metric: str) -> dict[tuple[str, ...], dict[int, float]]:
+        """The values by seed that a metric is the mean of, by task, architecture and label fraction."""
         kind, *rest = metric.split("/")
         cells = {(a.task, a.architecture, a.method, f"{a.label_fraction:g}"): a for a in self.accuracies}
         if kind == ACCURACY and len(rest) == 4:
             cell = cells.get((rest[0], rest[1], rest[2], rest[3]))
-            return None if cell is None else dict(zip(cell.seeds, cell.values, strict=True))
+            return {} if cell is None else {tuple(rest): dict(zip(cell.seeds, cell.values, strict=True))}
         if kind != GAP or len(rest) not in (0, 3):
-            return None
-        gaps = []
+            return {}
+        gaps = dict[tuple[str, ...], dict[int, float]]()
         for task, architecture, method, fraction in cells:
             if method == "distilled" and (not rest or [task, architecture, fraction] == rest):
-                gap = _gap_by_seed(
-                    *(cells.get((task, architecture, m, fraction)) for m in ("distilled", "random", "full"))
-                )
+                three = (cells.get((task, architecture, m, fraction)) for m in ("distilled", "random", "full"))
+                gap = _gap_by_seed(*three)
                 if gap is not None:
-                    gaps.append(gap)
-        if not gaps:
-            return None
-        return {seed: statistics.fmean(gap[seed] for gap in gaps) for seed in gaps[0]}
+                    gaps[task, architecture, fraction] = gap
+        return gaps
+
+
+def _mean(parts: Iterable[Mapping[int, float]]) -> dict[int, float]:
+    values = list(parts)
+    return {seed: statistics.fmean(part[seed] for part in values) for seed in values[0]}
 
 
 def _gap_by_seed(distilled: Accuracy | None, random: Accuracy | None, full: Accuracy | None) -> dict[int, float] | None:
@@ -76,8 +96,8 @@ class Decision:
     reason: str
 
 
-def decide(policy: Policy, metric: str, new: Evaluated, champion: tuple[int, Evaluated] | None) -> Decision:
-    """Whether `new` replaces the champion, a version's number and how it did.
+def decide(policy: Policy, metric: str, new: Evaluated, champion: tuple[int, Evaluated | None] | None) -> Decision:
+    """Whether `new` replaces the champion, a version's number and how it did, which may be unknown.
 
     With `ifBetter` the mean difference over the seeds, which both share, must be larger than its standard error.
     """
@@ -90,23 +110,26 @@ def decide(policy: Policy, metric: str, new: Evaluated, champion: tuple[int, Eva
     version, old = champion
     if policy == "always":
         return Decision(True, f"spec.registry.promote is always; {shown}")
+    if old is None:
+        return Decision(False, f"the files of {_who(version)} cannot be read; {_OTHERWISE}")
     differing = [name for name in {**old.settings, **new.settings} if old.settings.get(name) != new.settings.get(name)]
     if differing:
         return Decision(
             False,
-            f"version {version}, the champion, was evaluated under other settings ({', '.join(sorted(differing))}); "
-            "limbeck registry promote decides otherwise",
+            f"{_who(version)} was evaluated under other settings ({', '.join(sorted(differing))}); {_OTHERWISE}",
         )
-    theirs = old.by_seed(metric)
-    if values is None or theirs is None or values.keys() != theirs.keys():
-        return Decision(False, f"{shown}, {_who(version)} {'was evaluated' if theirs else 'was not'}: not comparable")
+    both = new.compared(metric, old)
+    if both is None:
+        there = "was evaluated" if old.by_seed(metric) else "was not"
+        return Decision(False, f"{shown}, {_who(version)} {there}: not comparable")
+    values, theirs = both
     differences = [values[seed] - theirs[seed] for seed in values]
     gain, error = statistics.fmean(differences), _standard_error(differences)
     verdict = "better than" if gain > error else "not better than"
     return Decision(
         gain > error,
-        f"{shown}, {verdict} {_who(version)} with {_spread(theirs.values())}: the difference over "
-        f"{len(differences)} seeds is {gain:+.3f} with standard error {error:.3f}",
+        f"{metric} {_spread(values.values())}, {verdict} {_who(version)} with {_spread(theirs.values())}: "
+        f"the difference over {len(differences)} seeds is {gain:+.3f} with standard error {error:.3f}",
     )
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -60,6 +60,7 @@ class StageBegan(_Line):
 
     event: Literal["stageBegan"] = "stageBegan"
     stage: str
+    key: str  # of its result: another result is another run
     tags: dict[str, str]
     params: dict[str, str]
 
@@ -132,8 +133,15 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{time.time_ns()}-{os.getpid()}.jsonl"
-        self._file = self.path.open("a", encoding="utf-8")
+        unlocked = self.path.with_suffix(".new")
+        self._file = unlocked.open("a", encoding="utf-8")
         fcntl.flock(self._file, fcntl.LOCK_EX)
+        unlocked.rename(self.path)  # nobody sees it without its lock
+
+    @property
+    def handle(self) -> int:
+        """The open file, for a child process: the lock lasts until both have closed it."""
+        return self._file.fileno()
 
     def write(self, event: Event) -> None:
         """Append an event; another process sees it at once."""
@@ -145,7 +153,11 @@ class Journal:
         return self.path.with_name(f"{self.path.stem}-{name}.png")
 
     def close(self) -> None:
-        """Give up the lock: whoever comes next may send what is left."""
+        """Give up the lock: whoever comes next may send what is left.
+
+        Raises:
+            OSError: a line that could not be written before still cannot be.
+        """
         self._file.close()
 
 
@@ -154,34 +166,52 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open(encoding="utf-8")
-        self._rest = ""
+        self._file = path.open("rb")
+        self._rest = b""
 
     def next(self) -> Event | None:
-        """The next event; None while there is none."""
+        """The next event; None while there is none.
+
+        Raises:
+            ValidationError: the line is none that this version of limbeck writes; the next call reads the next one.
+        """
         self._rest += self._file.readline()
-        if not self._rest.endswith("\n"):
+        if not self._rest.endswith(b"\n"):
             return None
-        line, self._rest = self._rest, ""
+        line, self._rest = self._rest, b""
         return _EVENTS.validate_json(line)
 
     def remove(self) -> None:
-        """Remove the journal and its pictures: all of it was sent."""
+        """Remove the journal, its pictures and its sender's log: all of it was sent."""
         self._file.close()
-        for file in self.path.parent.glob(f"{self.path.stem}*"):
+        for file in self.path.parent.glob(f"{self.path.stem}[.-]*"):
             file.unlink(missing_ok=True)
 
+    def set_aside(self) -> Path:
+        """Give it a name that nobody looks for: nothing can be done with it, and it is not ours to throw away."""
+        self._file.close()
+        return self.path.rename(self.path.with_suffix(".unreadable"))
 
-def abandoned(folder: Path, own: Path) -> list[Path]:
-    """Other journals, oldest first; who wants to send one claims it."""
+
+def key_of(path: Path) -> str | None:
+    """The key of the run that a journal is of; None where it does not say, or is gone."""
+    try:
+        began = Reader(path).next()
+    except (FileNotFoundError, ValidationError):
+        return None
+    return began.key if isinstance(began, Began) else None
+
+
+def others(folder: Path, own: Path) -> list[Path]:
+    """The other journals of a folder, oldest first; who wants to send one claims it."""
     return [path for path in sorted(folder.glob("*.jsonl")) if path != own]
 
 
 @contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """Whether the journal's command is gone, and nobody else is sending it; nobody else will, inside the block."""
+    """Whether the journal's command and its sender are gone; nobody else will send it, inside the block."""
     try:
-        handle = path.open()
+        handle = path.open("rb")
     except FileNotFoundError:
         yield False
         return

@@ -68,6 +68,13 @@ class Refused(_Message):
     error: str
 
 
+class Kept(_Message):
+    """The journal of an earlier command that cannot be sent now."""
+
+    reply: Literal["kept"] = "kept"
+    error: str
+
+
 class Published(_Message):
     """The answer to Publish."""
 
@@ -78,5 +85,5 @@ class Published(_Message):
     error: str | None = None
 
 
-Reply = Annotated[Opened | Trouble | Refused | Published, Field(discriminator="reply")]
+Reply = Annotated[Opened | Trouble | Refused | Kept | Published, Field(discriminator="reply")]
 REPLIES: TypeAdapter[Reply] = TypeAdapter(Reply)

@@ -8,15 +8,19 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 
 from limbeck.interrupt import StopRequest
 from limbeck.progress import Progress
 from limbeck.redact import redact_url
-from limbeck.tracking.journal import Event, Journal, now
-from limbeck.tracking.messages import REPLIES, Opened, Publish, Published, Refused, Start, Trouble
+from limbeck.tracking.journal import Event, Journal, Picture, now
+from limbeck.tracking.messages import REPLIES, Kept, Opened, Publish, Published, Refused, Start, Trouble
 
 _OPENING_SECONDS = 20.0  # for the first answer, at the end of a run that was shorter than that
 _REGISTER_SECONDS = 90.0  # for registering, while MLflow does not answer
@@ -28,32 +32,40 @@ _LOOK = 0.1
 
 # The retries are the sender's: a run is told at once that its server is gone, and can end the sender at any time.
 _MLFLOW = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 
 class Outbox:
-    """The journal, and the process that sends it. Nothing here waits for MLflow but `publish` and `close`."""
+    """The journal, and the process that sends it. Nothing here waits for MLflow but `publish` and `close`.
+
+    Nothing that goes wrong with either, a full disk say, stops the work.
+    """
 
     def __init__(self, uri: str, folder: Path, progress: Progress, stop: StopRequest) -> None:
-        self._uri, self._folder, self._progress, self._stop = uri, folder, progress, stop
+        self._uri, self._progress, self._stop = uri, progress, stop
         self._journal = Journal(folder)
+        self._whole = True  # the journal has every event
+        self._log = self._journal.path.with_suffix(".log")
         self._published: queue.Queue[Published] = queue.Queue()
         self._opened: Opened | None = None
         self._trouble: str | None = None
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "limbeck.tracking.sender"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(folder / "sender.log").open("w"),
-            text=True,
-            env=_MLFLOW | os.environ,
-            start_new_session=True,  # Ctrl-C is for the work; this process ends when its input does
-        )
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "limbeck.tracking.sender"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                encoding="utf-8",
+                env=_MLFLOW | os.environ,
+                start_new_session=True,  # Ctrl-C is for the work; this process ends when its input does
+                pass_fds=[self._journal.handle],  # where the command is killed, this process still holds the journal
+            )
         os.setpriority(os.PRIO_PROCESS, self._process.pid, 19)  # the work comes first, on a machine with few cores
         self._ask(Start(uri=uri, journal=str(self._journal.path)).model_dump_json())
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -61,11 +73,28 @@ class Outbox:
 
     def write(self, event: Event) -> None:
         """Have an event sent, now or later."""
-        self._journal.write(event)
+        if not self._whole:
+            return
+        try:
+            self._journal.write(event)
+        except OSError as error:
+            self._broken(error)
 
-    def picture_file(self, name: str) -> Path:
-        """Where to write a picture before its event."""
-        return self._journal.picture_file(name)
+    def picture(self, stage: str, name: str, step: int, pixels: NDArray[np.uint8]) -> None:
+        """Have a picture sent, uint8[height, width, 3]."""
+        if not self._whole:
+            return
+        file = self._journal.picture_file(f"{name}-{step}")
+        try:
+            Image.fromarray(pixels).save(file)
+        except OSError as error:
+            self._broken(error)
+        else:
+            self.write(Picture(stage=stage, name=name, step=step, file=file.name))
+
+    def _broken(self, error: OSError) -> None:
+        self._whole = False
+        self._progress.say(f"what happens from now on is not tracked: {error}")
 
     def opened(self) -> Opened | None:
         """The run as MLflow knows it; None when it has not answered within a while."""
@@ -101,7 +130,8 @@ class Outbox:
     def close(self) -> None:
         """Wait for what is left to be sent, but not for ever; what is not sent stays for the next command."""
         started = time.monotonic()
-        if self._process.stdin is not None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended before
             self._process.stdin.close()
         while self._alive():
             patience = _CLOSING_SECONDS if self._trouble is None else _TROUBLED_SECONDS
@@ -112,7 +142,8 @@ class Outbox:
             except subprocess.TimeoutExpired:
                 continue
         self._listener.join(1.0)
-        self._journal.close()
+        with suppress(OSError):  # told when it was written
+            self._journal.close()
         if self._journal.path.exists():
             why = self._trouble or self._last_words()
             self._progress.say(
@@ -147,6 +178,8 @@ class Outbox:
                     self._published.put(reply)
                 case Refused():
                     self._progress.say(f"MLflow refuses something, which is left out: {reply.error}")
+                case Kept():
+                    self._progress.say(f"what an earlier command has left is still not in MLflow: {reply.error}")
                 case Trouble(error=None):
                     self._trouble = None
                     self._progress.say("MLflow takes what it is sent again")
@@ -155,5 +188,8 @@ class Outbox:
                     self._progress.say(f"MLflow does not take what it is sent; work goes on meanwhile ({reply.error})")
 
     def _last_words(self) -> str:
-        lines = (self._folder / "sender.log").read_text(errors="replace").strip().splitlines()
+        try:
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+        except FileNotFoundError:  # it has sent everything
+            lines = []
         return redact_url(lines[-1]) if lines else "it was too slow"

@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
 
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
@@ -24,6 +23,7 @@ from limbeck.interrupt import Stopped
 from limbeck.progress import Bar
 from limbeck.redact import redact_strings, redact_url
 from limbeck.spec import Distillation, DistillationSpec
+from limbeck.stages.graph import INGEST_VERSION, STAGES
 from limbeck.stages.task import Workshop
 from limbeck.store import Identity, Result, json_digest
 from limbeck.summary import Accuracy, RecoveredGap, Summary
@@ -34,7 +34,6 @@ from limbeck.tracking.journal import (
     Data,
     Document,
     Ended,
-    Picture,
     Point,
     Points,
     Read,
@@ -45,6 +44,7 @@ from limbeck.tracking.journal import (
 )
 from limbeck.tracking.messages import Publish, Published
 from limbeck.tracking.outbox import Outbox
+from limbeck.tracking.place import identity_of
 from limbeck.version import __version__
 
 _RUN_VARIABLE = "MLFLOW_RUN_ID"
@@ -54,8 +54,8 @@ _FLUSH_SECONDS, _RATE_SECONDS = 1.0, 5.0
 class Recorder(Protocol):
     """Whoever wants to know what happens in a run."""
 
-    def run(self, distillation: Distillation, fingerprint: str) -> AbstractContextManager[None]:
-        """The whole run, or the command that does one stage of it."""
+    def run(self, distillation: Distillation, sources: Mapping[str, str]) -> AbstractContextManager[None]:
+        """The whole run, or the command that does one stage of it; the fingerprints of all sources by name."""
 
     def stage(self, label: str, identity: Identity) -> AbstractContextManager[None]:
         """One stage."""
@@ -78,7 +78,7 @@ class Recorder(Protocol):
 
 class _Unrecorded:
     @contextmanager
-    def run(self, distillation: Distillation, fingerprint: str) -> Iterator[None]:
+    def run(self, distillation: Distillation, sources: Mapping[str, str]) -> Iterator[None]:
         yield
 
     @contextmanager
@@ -132,16 +132,22 @@ class Recording:
     # Recorder
 
     @contextmanager
-    def run(self, distillation: Distillation, fingerprint: str) -> Iterator[None]:
+    def run(self, distillation: Distillation, sources: Mapping[str, str]) -> Iterator[None]:
         """See `Recorder.run`."""
         spec, store, name = distillation.spec, self._store, distillation.metadata.name
-        folder = store.local_folder("work/tracking") / json_digest(self._uri)[:16]
+        folder = store.local_folder("work/tracking") / json_digest(identity_of(self._uri))[:16]
         self._session = spec, Outbox(self._uri, folder, self._progress, self._stop)
         content = redact_strings(spec.content())
-        settings = {"name": name, "spec": content, "source": fingerprint, "store": redact_url(store.shared_url)}
+        settings = {
+            "name": name,
+            "spec": content,
+            "sources": dict(sources),
+            "stages": {"ingest": INGEST_VERSION, **{stage.name: stage.version for stage in STAGES}},
+            "store": redact_url(store.shared_url),
+        }
         self._tags = {
             "limbeck.source": redact_url(spec.source.uri),
-            "limbeck.source_fingerprint": fingerprint,
+            "limbeck.source_fingerprint": sources["dataset"],
             "limbeck.spec_digest": json_digest(content),
             "limbeck.version": __version__,
         }
@@ -183,7 +189,7 @@ class Recording:
         section = redact_strings(dict(identity.section))
         params = {**flat(section), **{f"input.{name}": digest for name, digest in identity.inputs.items()}}
         tags = {"limbeck.stage": identity.stage, "limbeck.result": f"{identity.stage}/{identity.key}"}
-        self._outbox.write(StageBegan(stage=label, tags=tags, params=params))
+        self._outbox.write(StageBegan(stage=label, key=identity.key, tags=tags, params=params))
         self._label = label
 
         def end(status: Status) -> None:
@@ -209,7 +215,7 @@ class Recording:
             for step, pixels in pictures_of(result, self._dataset, self._spec.distill.iterations):
                 self.picture(step, "synthetic", pixels)
         tags = {"limbeck.digest": result.digest, "limbeck.reused": str(reused).lower()}
-        self._outbox.write(StageBegan(stage=label, tags=tags, params={}))
+        self._outbox.write(StageBegan(stage=label, key=result.manifest.key, tags=tags, params={}))
 
     def found(self, name: str, result: Result) -> None:
         """See `Recorder.found`."""
@@ -304,9 +310,8 @@ class Recording:
 
     def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """See `Live.picture`."""
-        file = self._outbox.picture_file(f"{name}-{step}")
-        Image.fromarray(pixels).save(file)
-        self._outbox.write(Picture(stage=self._label, name=name, step=step, file=file.name))
+        if self._label is not None:
+            self._outbox.picture(self._label, name, step, pixels)
 
     def _add(self, point: Point) -> None:
         self._waiting.append(point)

@@ -73,15 +73,20 @@ class Registry:
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._owner = f"{os.uname().nodename}/{os.getpid()}/{uuid.uuid4().hex}"  # of locks
 
     def log(self, request: Publish, run_id: str, experiment_id: str) -> LoggedModel:
-        """The set as a LoggedModel, once: it is found again by the digest of its files."""
+        """The set as a LoggedModel, once: it is found again by the digest of its files.
+
+        After a failure half-way the next call goes on with the same one.
+        """
         found = self._client.search_logged_models(
             [experiment_id], filter_string=f"tags.`{DIGEST}` = '{request.digest}' AND source_run_id = '{run_id}'"
         )
         ready = [model for model in found if str(model.status) == "READY"]
         if ready:
             return ready[0]
+        model = found[0] if found else None
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             for name in (TENSORS, RECORD, PREVIEW):
@@ -89,28 +94,28 @@ class Registry:
             (folder / CARD).write_text(card(request, as_file=True))
             files = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
             (folder / CHECKSUMS).write_text(json.dumps(files, indent=2) + "\n")
-            model = self._client.create_logged_model(
-                experiment_id,
-                name=_model_name(request.title),
-                source_run_id=run_id,
-                tags={
-                    **request.tags,
-                    NOTE: card(request, as_file=False)[:_LONGEST_NOTE],
-                    DIGEST: request.digest,
-                    CONTENT: file_digest(folder / CHECKSUMS),
-                },
-                params={
-                    "images": str(request.images),
-                    "imageSize": str(request.image_size),
-                    "targetDimension": str(request.target_dimension),
-                    **{name: str(value) for name, value in request.recipe.items()},
-                },
-                model_type=TYPE,
-            )
+            if model is None:
+                model = self._client.create_logged_model(
+                    experiment_id,
+                    name=_model_name(request.title),
+                    source_run_id=run_id,
+                    tags={**request.tags, DIGEST: request.digest},
+                    params={
+                        "images": str(request.images),
+                        "imageSize": str(request.image_size),
+                        "targetDimension": str(request.target_dimension),
+                        **{name: str(value) for name, value in request.recipe.items()},
+                    },
+                    model_type=TYPE,
+                )
+            note = card(request, as_file=False)[:_LONGEST_NOTE]
+            tags = {NOTE: note, CONTENT: file_digest(folder / CHECKSUMS)}
+            self._client.set_logged_model_tags(model.model_id, tags)
             self._client.log_model_artifacts(model.model_id, str(folder))
-        model = self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-        return model
+        outputs = self._client.get_run(run_id).outputs
+        if outputs is None or model.model_id not in {output.model_id for output in outputs.model_outputs}:
+            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        return self._client.finalize_logged_model(model.model_id, "READY")
 
     def register(self, name: str, request: Publish, model: LoggedModel, run_id: str) -> Registered:
         """The set as a version of `name`, and the champion where the policy has it so.
@@ -147,14 +152,24 @@ class Registry:
         return self._version(name, int(made.version))
 
     def _promote(self, name: str, number: int, policy: Policy, metric: str, new: Evaluated) -> Decision:
-        with self._lock(name) as owns:
+        known: dict[int, Evaluated | None] = {}
+        while True:
             champion = self._aliased(name, CHAMPION)
-            old = None if champion is None else (champion.number, self._evaluated(champion))
-            decision = decide(policy, metric, new, old)
-            if decision.promote:
-                self._move(name, number, champion, owns)
-            self._client.set_model_version_tag(name, str(number), DECISION, decision.reason)
-        return decision
+            if policy == "ifBetter" and champion is not None and champion.number not in {number, *known}:
+                known[champion.number] = self._evaluated(champion)  # a download, so nobody shall wait for it
+            with self._lock(name) as owns:
+                champion = self._aliased(name, CHAMPION)
+                if champion is not None and champion.number == number:  # moved before, and cut off since
+                    decision = Decision(True, "promoted")
+                elif champion is not None and policy == "ifBetter" and champion.number not in known:
+                    continue  # another one meanwhile
+                else:
+                    old = None if champion is None else (champion.number, known.get(champion.number))
+                    decision = decide(policy, metric, new, old)
+                    if decision.promote:
+                        self._move(name, number, champion, owns)
+                self._client.set_model_version_tag(name, str(number), DECISION, decision.reason)
+                return decision
 
     def promote(self, name: str, number: int, reason: str = "by hand") -> None:
         """Make a version the champion, whatever its figures.
@@ -203,7 +218,7 @@ class Registry:
 
         A lock that has been there for two minutes belongs to a process that is gone.
         """
-        lock, owner = f"{name}{_LOCK_SUFFIX}", f"{os.uname().nodename}/{os.getpid()}/{uuid.uuid4().hex}"
+        lock, owner = f"{name}{_LOCK_SUFFIX}", self._owner
         deadline, first_seen = time.monotonic() + _LOCK_PATIENCE, dict[str, float]()
         while True:
             try:
@@ -212,30 +227,45 @@ class Registry:
                 )
                 break
             except MlflowException as error:
-                if not _exists_already(error):
+                if not _exists_already(error) and not _is_missing(error):  # missing: given back while MLflow looked
                     raise
             holder = self._holder(lock)
             if holder == owner:  # the answer to our request was lost, not the request
                 break
             if holder is not None and time.monotonic() - first_seen.setdefault(holder, time.monotonic()) > _LOCK_STALE:
                 log.warning("%s: the lock of %s is given up", name, holder)
-                self._client.delete_registered_model(lock)
+                self._unlock(lock, holder)
             if time.monotonic() > deadline:
                 raise WorkError(f"{name}: another process is moving its aliases, and does not finish")
             time.sleep(_LOCK_LOOK)
         try:
             yield lambda: self._holder(lock) == owner
         finally:
+            self._unlock(lock, owner)
+
+    def _unlock(self, lock: str, owner: str) -> None:
+        try:
             if self._holder(lock) == owner:
                 self._client.delete_registered_model(lock)
+        except MlflowException as error:
+            if not _is_missing(error):  # missing: somebody else was faster
+                raise
 
     def _holder(self, lock: str) -> str | None:
+        """Who holds a lock; None where nobody does.
+
+        Raises:
+            WorkError: the name is taken by something that is no lock.
+        """
         try:
-            return str(self._client.get_registered_model(lock).tags.get(_LOCK_OWNER))
+            holder = self._client.get_registered_model(lock).tags.get(_LOCK_OWNER)
         except MlflowException as error:
             if _is_missing(error):
                 return None
             raise
+        if holder is None:
+            raise WorkError(f"{lock} is a registered model of somebody's, and limbeck needs that name as a lock")
+        return str(holder)
 
     def names(self) -> list[str]:
         """All registered distilled sets."""
@@ -319,11 +349,16 @@ class Registry:
         with tempfile.TemporaryDirectory() as temporary:
             return DistilledSet.load(self.pull(version, Path(temporary) / "set"))
 
-    def _evaluated(self, version: Version) -> Evaluated:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = self.pull(version, Path(temporary) / "set")
-            record = json.loads((folder / RECORD).read_text())
-        return Evaluated.of(record["spec"], record["lineage"], record["evaluation"])
+    def _evaluated(self, version: Version) -> Evaluated | None:
+        """How a version did; None where its files are damaged, or of another format."""
+        try:
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = self.pull(version, Path(temporary) / "set")
+                record = json.loads((folder / RECORD).read_text())
+            return Evaluated.of(record["spec"], record["lineage"], record["evaluation"])
+        except (InputError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s, version %d: %s", version.name, version.number, error)
+            return None
 
     def _version_of(self, name: str, digest: str) -> Version | None:
         try:

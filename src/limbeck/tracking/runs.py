@@ -40,11 +40,12 @@ _BATCH, _PARAMS, _LONGEST_PARAM, _LONGEST_TAG = 1000, 100, 6000, 5000  # MLflow'
 class Runs:
     """The runs of one journal. Every method may be called again after it failed half-way."""
 
-    def __init__(self, client: MlflowClient, journal: Path) -> None:
-        self._client, self.journal = client, journal
+    def __init__(self, client: MlflowClient, journal: Path, *, live: bool) -> None:
+        self._client, self.journal, self._live = client, journal, live  # live: its command is at work now
         self._began: Began | None = None
         self._run: Run | None = None
         self._stages: dict[str, str] = {}  # label -> run id
+        self._working: set[str] = set()  # labels of stages that have not ended
         self._seen: dict[str, dict[str, set[int]]] = {}  # run id -> metric -> steps that it has
         self._monitor: Any = None
 
@@ -52,6 +53,11 @@ class Runs:
     def open(self) -> bool:
         """Whether MLflow has the run."""
         return self._run is not None
+
+    @property
+    def key(self) -> str | None:
+        """Of the run, whether MLflow has it or not."""
+        return None if self._began is None else self._began.key
 
     @property
     def run_id(self) -> str:
@@ -76,20 +82,25 @@ class Runs:
             case Began():
                 self._begin(event)
             case Read():
-                self.read(self._id(event.stage), event.data)
+                self._read(self._id(event.stage), event.data)
             case StageBegan():
                 self._begin_stage(event)
             case Points():
-                self.points(self._id(event.stage), event.points)
+                prefix = self._prefix(event.stage)
+                renamed = [point.model_copy(update={"name": prefix + point.name}) for point in event.points]
+                self._points(self._id(event.stage), renamed)
             case Picture():
                 self._picture(self._id(event.stage), event)
             case Document():
                 self._client.log_text(self.run_id, event.text, event.name)
             case StageEnded():
                 self._end(self._id(event.stage), event.status)
+                self._working.discard(event.stage)
             case Ended():
                 if self._monitor is not None:
                     self._monitor.finish()
+                for stage in sorted(self._working):  # the command was killed within it
+                    self._end(self._id(stage), event.status)
                 self._end(self.run_id, event.status)
 
     def _begin(self, event: Began) -> None:
@@ -100,21 +111,36 @@ class Runs:
             experiment = open_experiment(self._client, event.experiment)
             self._run = self._find_or_create(experiment.experiment_id, event.key, event.name, {})
         self._describe(self.run_id, event.tags, event.params)
-        if event.system_metrics and self._monitor is None:
+        if event.system_metrics and self._live and self._monitor is None:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self._client.tracking_uri)
+            self._monitor = SystemMetricsMonitor(
+                self.run_id, resume_logging=True, tracking_uri=self._client.tracking_uri
+            )
             self._monitor.start()
 
     def _begin_stage(self, event: StageBegan) -> None:
         assert self._began is not None
-        if self._began.stage_alone and self._began.run_id is not None:
+        if self._is_the_run:
             self._stages[event.stage] = self.run_id
         else:
-            parent = {MLFLOW_PARENT_RUN_ID: self.run_id}
-            run = self._find_or_create(self.experiment_id, f"{self._began.key}/{event.stage}", event.stage, parent)
-            self._stages[event.stage] = run.info.run_id
-        self._describe(self._stages[event.stage], event.tags, event.params)
+            key, parent = f"{self._began.key}/{event.stage}/{event.key}", {MLFLOW_PARENT_RUN_ID: self.run_id}
+            self._stages[event.stage] = self._find_or_create(self.experiment_id, key, event.stage, parent).info.run_id
+        self._working.add(event.stage)
+        prefix = self._prefix(event.stage)
+        params = {prefix + name: value for name, value in event.params.items()}
+        self._describe(self._stages[event.stage], event.tags, params)
+
+    @property
+    def _is_the_run(self) -> bool:
+        """Whether the run was opened by somebody else for one stage alone, and so is that stage's own."""
+        assert self._began is not None
+        return self._began.stage_alone and self._began.run_id is not None
+
+    def _prefix(self, label: str) -> str:
+        """Before the names of params and metrics, where one run is that of several datasets (`ingest source`)."""
+        _, space, dataset = label.partition(" ")
+        return f"{dataset}/" if self._is_the_run and space else ""
 
     def _find_or_create(self, experiment: str, key: str, name: str, tags: dict[str, str]) -> Run:
         """The run of that key, running again; else a new one."""
@@ -123,8 +149,12 @@ class Runs:
             run = self._client.create_run(experiment, run_name=name, tags={**tags, KEY: key})
             self._seen[run.info.run_id] = {}
             return run
-        self._client.update_run(found[0].info.run_id, status="RUNNING")
-        return found[0]
+        run = found[0]
+        self._client.update_run(run.info.run_id, status="RUNNING")
+        for tag, value in tags.items():
+            if run.data.tags.get(tag) != value:  # its parent, which somebody else has opened, is another one now
+                self._client.set_tag(run.info.run_id, tag, value)
+        return run
 
     def _describe(self, run_id: str, tags: dict[str, str], params: dict[str, str]) -> None:
         known = self._client.get_run(run_id).data.params  # a param can be set once
@@ -134,34 +164,35 @@ class Runs:
         entries = [RunTag(name, value[:_LONGEST_TAG]) for name, value in tags.items()]
         self._client.log_batch(run_id, tags=entries)
 
-    def read(self, run_id: str, data: Iterable[Data]) -> None:
-        """Log datasets as inputs of a run."""
+    def _read(self, run_id: str, data: Iterable[Data]) -> None:
         self._client.log_inputs(
             run_id,
             datasets=[DatasetInput(_dataset(d), [InputTag("mlflow.data.context", d.context)]) for d in data],
         )
 
-    def points(self, run_id: str, points: Iterable[Point], model_id: str | None = None) -> None:
+    def _points(self, run_id: str, points: Iterable[Point]) -> None:
         """Log the points that the run does not have yet."""
         first_of = {(point.name, point.step): point for point in reversed(list(points))}
         new = [point for (name, step), point in first_of.items() if step not in self._steps(run_id, name)]
         for first in range(0, len(new), _BATCH):
             batch = new[first : first + _BATCH]
-            self._client.log_batch(run_id, metrics=[_metric(point, run_id, model_id) for point in batch])
+            self._client.log_batch(run_id, metrics=[_metric(point, run_id, None) for point in batch])
             for point in batch:
                 self._steps(run_id, point.name).add(point.step)
 
     def publish(self, request: Publish, model_id: str) -> None:
         """Link what was measured of the distilled set to it, and the data that it was measured on."""
-        run = self._client.get_run(self.run_id)
-        self.read(self.run_id, [request.synthetic, *request.tasks.values()])
-        taken = {name for name in run.data.metrics if name in request.figures}
+        self._read(self.run_id, [request.synthetic, *request.tasks.values()])
+        linked = self._client.get_logged_model(model_id).metrics or []
+        taken = {metric.key for metric in linked if metric.run_id == self.run_id}
         points = [
             Point(name=name, step=0, milliseconds=now(), value=value, data=request.tasks.get(task or ""))
             for name, (value, task) in request.figures.items()
             if name not in taken
         ]
-        self.points(self.run_id, points, model_id)
+        for first in range(0, len(points), _BATCH):
+            batch = points[first : first + _BATCH]
+            self._client.log_batch(self.run_id, metrics=[_metric(point, self.run_id, model_id) for point in batch])
 
     def _steps(self, run_id: str, name: str) -> set[int]:
         if run_id not in self._seen:

@@ -7,6 +7,7 @@ When the input ends it sends what is left and ends; whoever started it decides h
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import sys
@@ -16,33 +17,40 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
 
+from limbeck.errors import InputError, WorkError
 from limbeck.redact import redact_url
-from limbeck.tracking.journal import Began, Ended, Event, Points, Reader, abandoned, claimed, now
-from limbeck.tracking.messages import Opened, Publish, Published, Refused, Reply, Start, Trouble
-from limbeck.tracking.place import page
+from limbeck.tracking.journal import Began, Ended, Event, Points, Reader, claimed, key_of, now, others
+from limbeck.tracking.messages import Kept, Opened, Publish, Published, Refused, Reply, Start, Trouble
+from limbeck.tracking.place import page, without_credentials
 from limbeck.tracking.registry import Registry
 from limbeck.tracking.runs import Runs
 
 _LOOK = 0.2  # seconds between looks at the journal
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds between attempts
 _MOST = 1000  # points that are sent at once
+_REFUSALS = 8  # failures of one request, while MLflow answers others, until it is left out
+_EARLIER_SECONDS = 15.0  # for what earlier commands have left, when MLflow does not take it
+_NEIGHBOUR_SECONDS = 30.0  # for the sender of a killed command to finish with the same run
+_ALONE_SECONDS = 90.0  # for what is left when the command is gone and MLflow does not take it
 
 # What asking again will not change. Whatever else goes wrong may be right the next time.
 _FOR_EVER = {
-    "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
     "INVALID_STATE",
     "MALFORMED_REQUEST",
     "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
 }
+_OUR_FAULT = (ValueError, TypeError, KeyError, FileNotFoundError, InputError, WorkError)
+
+
+class _GivenUpError(Exception):
+    """What MLflow does not take was tried for long enough."""
 
 
 class Sender:
@@ -51,20 +59,16 @@ class Sender:
     def __init__(self, start: Start, out: TextIO) -> None:
         self._uri, self._out = start.uri, out
         self._own = Path(start.journal)
-        self._client = MlflowClient(tracking_uri=start.uri, registry_uri=start.uri)
         self._troubled = False
+        self._refused: set[str] = set()
+        self._earlier_until = self._alone_until = math.inf  # time.monotonic()
 
     def run(self, requests: queue.Queue[Publish | None]) -> None:
-        """Until the input has ended and everything is sent."""
-        for path in abandoned(self._own.parent, self._own):
-            with claimed(path) as free:
-                if free:
-                    reader, runs = Reader(path), self._runs(path)
-                    ended = self._drain(reader, runs)
-                    if not ended and runs.open:  # its process was killed
-                        self._take(runs, Ended(status="FAILED"))
-                    reader.remove()
-        reader, runs = Reader(self._own), self._runs(self._own)
+        """Until the input has ended and everything is sent, or until that has taken too long."""
+        self._insist(self._connect, stubborn=True)
+        self._send_earlier()
+        self._earlier_until = math.inf
+        reader, runs = Reader(self._own), Runs(self._client, self._own, live=True)
         closing, ended = False, False
         while True:
             ended = self._drain(reader, runs) or ended
@@ -79,12 +83,56 @@ class Sender:
             else:
                 self._drain(reader, runs)
                 self._reply(self._publish(request, runs))
-        if not ended and runs.open:
-            self._take(runs, Ended(status="FAILED"))
+        if not ended:
+            self._cut_off(runs)
         reader.remove()
 
-    def _runs(self, journal: Path) -> Runs:
-        return Runs(self._client, journal)
+    def leave_alone(self) -> None:
+        """The command waits no longer, or is gone: what MLflow does not take will be left, after a while."""
+        self._alone_until = time.monotonic() + _ALONE_SECONDS
+
+    def _connect(self) -> None:
+        self._client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+        self._registry = Registry(self._uri)
+
+    def _send_earlier(self) -> None:
+        """Send what other commands have left; where MLflow does not take it, it is left for the next command."""
+        self._earlier_until = time.monotonic() + _EARLIER_SECONDS
+        wait_until = time.monotonic() + _NEIGHBOUR_SECONDS
+        own_key = key_of(self._own)
+        for path in others(self._own.parent, self._own):
+            same_run = own_key is not None and key_of(path) == own_key
+            while True:
+                with claimed(path) as free:
+                    if free:
+                        self._send_one(path)
+                    wait = not free and same_run and path.exists() and time.monotonic() < wait_until
+                if not wait:
+                    break
+                time.sleep(_LOOK)
+
+    def _send_one(self, path: Path) -> None:
+        reader, runs = Reader(path), Runs(self._client, path, live=False)
+        try:
+            ended = self._drain(reader, runs)
+            if not ended:
+                self._cut_off(runs)
+        except _GivenUpError as error:
+            self._reply(Kept(error=str(error)))
+            self._troubled = False
+            return
+        if runs.open:
+            reader.remove()
+        else:
+            self._reply(
+                Kept(error=f"{reader.set_aside()} is no run that MLflow takes, or this version of limbeck reads")
+            )
+
+    def _cut_off(self, runs: Runs) -> None:
+        """The command was killed: say so of its run, unless that goes on in another command."""
+        later = (path for path in others(runs.journal.parent, runs.journal) if path > runs.journal)
+        if runs.open and not any(key_of(path) == runs.key for path in later):
+            self._take(runs, Ended(status="FAILED"))
 
     def _drain(self, reader: Reader, runs: Runs) -> bool:
         """Send all that is there, points together; whether the command's end was among it."""
@@ -93,7 +141,7 @@ class Sender:
             try:
                 event = reader.next()
             except ValidationError:  # written by another version of limbeck
-                self._reply(Refused(error=f"a line of {reader.path} cannot be read"))
+                self._refuse(f"a line of {reader.path} cannot be read")
                 continue
             if waiting is not None and not _joins(waiting, event):
                 self._take(runs, waiting)
@@ -112,23 +160,31 @@ class Sender:
     def _take(self, runs: Runs, event: Event) -> None:
         if isinstance(event, Began) or runs.knows(event):  # else MLflow has refused what it belongs to
             # Where MLflow does not let a run begin, a wrong address say, nothing of it is given up.
-            own = runs.journal == self._own
-            self._insist(lambda: runs.take(event), stubborn=own and isinstance(event, Began))
+            self._insist(lambda: runs.take(event), stubborn=isinstance(event, Began) and runs.journal == self._own)
 
     def _insist(self, action: Callable[[], object], until: int | None = None, *, stubborn: bool = False) -> None:
-        """Do it, again and again until it is done, refused for ever, or until a time, in milliseconds since 1970."""
-        pause = _FIRST_PAUSE
+        """Do it, again and again until it is done, refused, or until a time, in milliseconds since 1970.
+
+        What is refused is left out; with `until` the error is raised instead; nothing `stubborn` is refused.
+
+        Raises:
+            _GivenUpError: it has taken longer than anybody waits.
+        """
+        pause, refusals = _FIRST_PAUSE, 0
         while True:
             try:
                 action()
             except Exception as error:
-                if not stubborn and _is_for_ever(error):
+                refusals = refusals + 1 if not stubborn and self._answers() else 0
+                if not stubborn and (_is_for_ever(error) or refusals >= _REFUSALS):
                     if until is not None:
                         raise
-                    self._reply(Refused(error=_line(error)))
+                    self._refuse(_line(error))
                     return
                 if until is not None and now() > until:
                     raise
+                if time.monotonic() > min(self._earlier_until, self._alone_until):
+                    raise _GivenUpError(_line(error)) from error
                 self._trouble(_line(error))
             else:
                 self._trouble(None)
@@ -136,16 +192,23 @@ class Sender:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
+    def _answers(self) -> bool:
+        """Whether MLflow answers another question: then what it does not take is to blame."""
+        try:
+            self._client.search_experiments(max_results=1)
+        except Exception:
+            return False
+        return True
+
     def _publish(self, request: Publish, runs: Runs) -> Published:
         done: list[Published] = []
 
         def publish() -> None:
-            registry = Registry(self._uri)
-            model = registry.log(request, runs.run_id, runs.experiment_id)
+            model = self._registry.log(request, runs.run_id, runs.experiment_id)
             runs.publish(request, model.model_id)
             registered, place = None, f"experiments/{runs.experiment_id}/models/{model.model_id}"
             if request.name is not None:
-                registered = registry.register(request.name, request, model, runs.run_id)
+                registered = self._registry.register(request.name, request, model, runs.run_id)
                 place = f"models/{request.name}/versions/{registered.version}"
             done.append(Published(model_id=model.model_id, url=self._page(place), registered=registered))
 
@@ -162,6 +225,12 @@ class Sender:
     def _page(self, place: str) -> str | None:
         return page(redact_url(self._uri), place)
 
+    def _refuse(self, error: str) -> None:
+        self._trouble(None)
+        if error not in self._refused:
+            self._refused.add(error)
+            self._reply(Refused(error=error))
+
     def _trouble(self, error: str | None) -> None:
         if self._troubled != (error is not None):
             self._troubled = error is not None
@@ -176,8 +245,7 @@ class Sender:
 def _is_for_ever(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return str(error.error_code) in _FOR_EVER
-    passing = isinstance(error, OSError | SQLAlchemyError) and not isinstance(error, FileNotFoundError)
-    return not passing
+    return isinstance(error, _OUR_FAULT)
 
 
 def _joins(waiting: Points, event: Event | None) -> bool:
@@ -192,34 +260,37 @@ def _line(error: Exception) -> str:
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
-def _without_credentials(uri: str) -> str:
-    """A server's URI without user and password, which go to MLflow's own variables: so no message can show them."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
-        return uri
-    os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username or ""))
-    os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password or ""))
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def main() -> None:
+def main() -> int:
     """Read the start and requests from standard input, write replies to what was standard output."""
-    out = os.fdopen(os.dup(1), "w")
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever MLflow prints is not a reply
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    start = Start.model_validate_json(sys.stdin.readline())
-    start = start.model_copy(update={"uri": _without_credentials(start.uri)})
+    lines = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - until the end
+    start = Start.model_validate_json(lines.readline())
+    uri, variables = without_credentials(start.uri)
+    os.environ.update(variables)  # so no message can show them
     requests: queue.Queue[Publish | None] = queue.Queue()
+    sender = Sender(start.model_copy(update={"uri": uri}), out)
 
     def read() -> None:
-        for line in sys.stdin:
-            requests.put(Publish.model_validate_json(line))
-        requests.put(None)
+        try:
+            for line in lines:
+                requests.put(Publish.model_validate_json(line))
+        finally:
+            sender.leave_alone()
+            requests.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    Sender(start, out).run(requests)
+    try:
+        sender.run(requests)
+    except Exception as error:  # a traceback could show the URI, and what is in it
+        sys.stderr.write(f"{type(error).__name__}: {_line(error)}\n")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # the command waits for this, and tearing down what MLflow has imported takes half a second
