@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from limbeck.stages.task import Workshop
     from limbeck.store import Store
     from limbeck.summary import Summary
+    from limbeck.tracking.process import SenderProcess
     from limbeck.tracking.recorder import Recorder
 
 app = typer.Typer(
@@ -105,10 +106,11 @@ def stage(
     if name not in names:
         raise InputError("stage", f"there is no stage {name!r}", ", ".join(names))
     specfile = read_spec(spec, overrides)
+    sender = _sender(specfile)
     from limbeck.runner import Run
 
     with _workshop(specfile, _again(f"stage {name}", spec, overrides, workers), workers) as shop:
-        recorder, shop = _recorded(specfile, shop, f"limbeck stage {name}", stage_alone=True)
+        recorder, shop = _recorded(sender, shop, f"limbeck stage {name}", stage_alone=True)
         result = Run(specfile.distillation, shop, recorder).stage(name)
     typer.echo(str(result.path))
 
@@ -195,31 +197,44 @@ def _workshop(specfile: SpecFile, again: str, workers: int | None) -> Iterator[W
 
 
 def _run(specfile: SpecFile, again: str, workers: int | None = None) -> tuple[Summary, Store]:
+    sender = _sender(specfile)
     from limbeck.runner import Run
 
     for setting in _without_effect(specfile.distillation.spec):
         typer.echo(f"note: {setting} has no effect on a run on this machine", err=True)
     with _workshop(specfile, again, workers) as shop:
-        recorder, shop = _recorded(specfile, shop, "limbeck run", stage_alone=False)
+        recorder, shop = _recorded(sender, shop, "limbeck run", stage_alone=False)
         return Run(specfile.distillation, shop, recorder).all(), shop.store
 
 
-def _recorded(specfile: SpecFile, shop: Workshop, command: str, *, stage_alone: bool) -> tuple[Recorder, Workshop]:
-    """Who records the run, and the workshop whose stages it sees."""
+def _sender(specfile: SpecFile) -> SenderProcess | None:
+    """The process that talks to MLflow, where the run is tracked: started first, it is ready when the work begins."""
     from limbeck.tracking.place import is_installed, tracking_uri
-    from limbeck.tracking.recorder import UNRECORDED, Recording
 
     settings = specfile.distillation.spec.tracking
     if not settings.enabled:
-        return UNRECORDED, shop
+        return None
     if not is_installed():
         if settings.uri is not None:
             raise InputError(
                 "spec.tracking.uri", "mlflow is not installed", "pip install mlflow, or tracking.enabled: false"
             )
         typer.echo("note: mlflow is not installed, so the run is not tracked", err=True)
+        return None
+    from limbeck.tracking.process import SenderProcess
+
+    return SenderProcess(tracking_uri(settings.uri))
+
+
+def _recorded(
+    sender: SenderProcess | None, shop: Workshop, command: str, *, stage_alone: bool
+) -> tuple[Recorder, Workshop]:
+    """Who records the run, and the workshop whose stages it sees."""
+    from limbeck.tracking.recorder import UNRECORDED, Recording
+
+    if sender is None:
         return UNRECORDED, shop
-    recording = Recording(tracking_uri(settings.uri), shop, command, stage_alone=stage_alone)
+    recording = Recording(sender, shop, command, stage_alone=stage_alone)
     return recording, recording.workshop
 
 

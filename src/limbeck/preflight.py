@@ -22,14 +22,23 @@ from limbeck.tracking.comparison import ACCURACY, GAP
 
 
 @dataclass(frozen=True)
-class NamedSource:
-    """A source that a spec names, and what is taken of it."""
+class SourceSettings:
+    """What a spec says of one of its sources."""
 
     label: str  # as in progress lines
     field: str  # where the spec names it
-    source: Source
+    uri: str
+    format: SourceFormat
     limit: int | None
     on_bad_image: OnBadImage
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """A source that a spec names, and what is taken of it."""
+
+    settings: SourceSettings
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -41,29 +50,34 @@ class Facts:
     classes: tuple[str, ...]
 
 
+def source_settings(spec: DistillationSpec) -> dict[str, SourceSettings]:
+    """All sources of a spec: "dataset" is the one to distil, "train:TASK" and "test:TASK" are the evaluation's."""
+    own, bad = spec.source, spec.source.on_bad_image
+    found = {"dataset": SourceSettings("source", "spec.source", own.uri, own.format, own.limit, bad)}
+    for index, task in enumerate(spec.evaluate.tasks):
+        for part, data in (("train", task.train), ("test", task.test)):
+            field = f"spec.evaluate.tasks[{index}].{part}"
+            label = f"{task.name}/{part}"
+            found[f"{part}:{task.name}"] = SourceSettings(label, field, data.uri, data.format, data.limit, bad)
+    return found
+
+
 def open_sources(spec: DistillationSpec) -> dict[str, NamedSource]:
-    """All sources of a spec: "dataset" is the one to distil, "train:TASK" and "test:TASK" are the evaluation's.
+    """The sources of `source_settings`, opened.
 
     Raises:
         InputError: one of them is not there, or is not what it should be; names the field.
     """
-    bad = spec.source.on_bad_image
-
-    def named(label: str, field: str, uri: str, format: SourceFormat, limit: int | None) -> NamedSource:  # noqa: A002
+    opened = {}
+    for name, settings in source_settings(spec).items():
         try:
-            source = open_source(uri, format)
+            source = open_source(settings.uri, settings.format)
             source.listing()
         except InputError as error:
-            raise InputError(f"{field}.uri", f"{error.where}: {error.found}", error.allowed) from None
-        return NamedSource(label, field, source, limit, bad)
-
-    own = spec.source
-    sources = {"dataset": named("source", "spec.source", own.uri, own.format, own.limit)}
-    for index, task in enumerate(spec.evaluate.tasks):
-        for part, data in (("train", task.train), ("test", task.test)):
-            field = f"spec.evaluate.tasks[{index}].{part}"
-            sources[f"{part}:{task.name}"] = named(f"{task.name}/{part}", field, data.uri, data.format, data.limit)
-    return sources
+            where = f"{settings.field}.uri"
+            raise InputError(where, f"{error.where}: {error.found}", error.allowed) from None
+        opened[name] = NamedSource(settings, source)
+    return opened
 
 
 def check_against_data(spec: DistillationSpec, sources: Mapping[str, NamedSource]) -> None:
@@ -211,7 +225,7 @@ def _check_packages(spec: DistillationSpec) -> None:
 
 
 def _listed(entry: NamedSource) -> Facts:
-    listing = entry.source.listing()
-    most = listing.count if entry.limit is None else min(listing.count, entry.limit)
+    listing, limit = entry.source.listing(), entry.settings.limit
+    most = listing.count if limit is None else min(listing.count, limit)
     labelled = None if listing.labels is None else min(most, int((listing.labels >= 0).sum()))
     return Facts(most, labelled, listing.classes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from limbeck.data.distilled import DistilledSet
 from limbeck.errors import InputError, WorkError
 from limbeck.preflight import (
     NamedSource,
+    SourceSettings,
     check_against_data,
     check_datasets,
     open_sources,
     outside_digests,
+    source_settings,
 )
 from limbeck.redact import redact_strings
 from limbeck.runs import REPORT, read_history, write_report, write_summary
-from limbeck.scores import FILE, read_scores, recovered_gaps, summarize
-from limbeck.spec import Distillation, DistillationSpec, StageName
+from limbeck.scores import FILE, Score, read_scores, recovered_gaps, summarize
+from limbeck.spec import Architecture, Distillation, DistillationSpec, StageName
 from limbeck.stages.graph import INGEST_VERSION, STAGES, Stage
 from limbeck.stages.ingest import ingest
 from limbeck.stages.task import StageTask, Workshop, device_name
@@ -31,13 +34,30 @@ from limbeck.version import __version__
 
 
 class Run:
-    """One run of a spec on this machine."""
+    """One run of a spec on this machine, whole or in parts.
 
-    def __init__(self, distillation: Distillation, shop: Workshop, recorder: Recorder = UNRECORDED) -> None:
+    Args:
+        distillation: the spec.
+        shop: where and on what the work is done.
+        recorder: who wants to know.
+        fingerprints: of all sources, as `fingerprints` gave them when a run began whose parts are done by several
+            processes: all of them then work on the same data, or fail, and only ingest looks at the sources.
+    """
+
+    def __init__(
+        self,
+        distillation: Distillation,
+        shop: Workshop,
+        recorder: Recorder = UNRECORDED,
+        fingerprints: Mapping[str, str] | None = None,
+    ) -> None:
         self._distillation, self._recorder = distillation, recorder
         self._name = distillation.metadata.name
         self._spec: DistillationSpec = distillation.spec
         self._shop = shop
+        self._given = fingerprints
+        self._fingerprints: Mapping[str, str] = fingerprints or {}
+        self._sources: dict[str, NamedSource] = {}
         self._results: dict[str, Result] = {}
         self._stages: list[StageSummary] = []
 
@@ -50,15 +70,28 @@ class Run:
             Stopped: the user asked to stop; the same call goes on from there.
         """
         started = time.monotonic()
-        sources = open_sources(self._spec)
-        check_against_data(self._spec, sources)
-        with self._recorder.run(self._distillation, _fingerprints(sources)):
-            for name, entry in sources.items():
-                self._ingest(name, entry)
-            self._check_ingested()
+        with self._recorded(look=True):
+            self._ingest()
             for stage in STAGES:
                 self._stage(stage)
             return self._finish(started)
+
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprints of all sources by name, which are opened and checked for that.
+
+        Raises:
+            InputError: the spec does not fit the data.
+            WorkError: they are not what they were when the run began.
+        """
+        self._sources = open_sources(self._spec)
+        check_against_data(self._spec, self._sources)
+        found = {name: entry.source.fingerprint() for name, entry in self._sources.items()}
+        if self._given is not None and found != self._given:
+            changed = next(name for name in found if found[name] != self._given.get(name))
+            settings = self._sources[changed].settings
+            raise WorkError(f"{settings.field}.uri: {settings.uri} has changed since this run began; start a new run")
+        self._fingerprints = found
+        return found
 
     def stage(self, name: StageName) -> Result:
         """Run one stage alone, on the results of the stages before it.
@@ -66,12 +99,8 @@ class Run:
         Raises:
             InputError: one of those is not there yet.
         """
-        sources = open_sources(self._spec)
-        check_against_data(self._spec, sources)
-        with self._recorder.run(self._distillation, _fingerprints(sources)):
-            for label, entry in sources.items():
-                self._ingest(label, entry, only_find=name != "ingest")
-            self._check_ingested()
+        with self._recorded(look=name == "ingest"):
+            self._ingest(only_find=name != "ingest")
             if name == "ingest":
                 return self._results["dataset"]
             for stage in STAGES:
@@ -84,36 +113,69 @@ class Run:
                     raise refusal
             return self._results[name]
 
-    def _check_ingested(self) -> None:
-        """Check the rules again: images that were skipped are no longer there."""
+    def evaluate_part(self, architectures: Sequence[Architecture], methods: Sequence[str]) -> list[Score]:
+        """Train and probe some of evaluate's encoders, so that it finds them done; nothing is recorded.
+
+        Raises:
+            InputError: what they are made from is not there yet: the distilled set, or for its rivals the selection.
+        """
+        from limbeck.stages.evaluate import evaluate_part
+
+        if self._given is None:
+            self.fingerprints()
+        self._ingest(only_find=True)
+        last = "distill" if "distilled" in methods else "select"
+        for stage in STAGES:
+            self._stage(stage, only_find=True)
+            if stage.name == last:
+                break
+        return evaluate_part(StageTask(self._spec, self._shop, self._results, Path()), architectures, methods)
+
+    def conclude(self) -> Summary:
+        """Register what other processes have made stage by stage, and write the summary and the report.
+
+        Raises:
+            InputError: a stage is not done.
+            WorkError: the distilled set could not be registered; everything else is written.
+        """
+        started = time.monotonic()
+        with self._recorded(look=False):
+            self._ingest(only_find=True)
+            for stage in STAGES:
+                self._stage(stage, only_find=stage.name != "register")
+            return self._finish(started)
+
+    @contextmanager
+    def _recorded(self, *, look: bool) -> Iterator[None]:
+        """The run as the recorder sees it; `look`: at the sources, also where their fingerprints are given."""
+        if look or self._given is None:
+            self.fingerprints()
+        with self._recorder.run(self._distillation, self._fingerprints):
+            yield
+
+    def _ingest(self, *, only_find: bool = False) -> None:
+        """Read all sources, and check the rules again: images that were skipped are no longer there."""
+        for name, settings in source_settings(self._spec).items():
+            section: dict[str, Any] = {
+                "imageSize": self._spec.source.image_size,
+                "limit": settings.limit,
+                "onBadImage": settings.on_bad_image,
+            }
+            if settings.limit is not None:
+                section["seed"] = self._spec.seed
+            identity = Identity("ingest", INGEST_VERSION, section, {"source": self._fingerprints[name]})
+            work = self._reading(name, settings)
+            self._make(name, f"ingest {settings.label}", identity, work, {}, only_find)
         datasets = {name: ImageDataset.open(result.path) for name, result in self._results.items()}
         check_datasets(self._spec, datasets)
 
-    def _ingest(self, name: str, entry: NamedSource, only_find: bool = False) -> None:
-        section: dict[str, Any] = {
-            "imageSize": self._spec.source.image_size,
-            "limit": entry.limit,
-            "onBadImage": entry.on_bad_image,
-        }
-        if entry.limit is not None:
-            section["seed"] = self._spec.seed
-        identity = Identity("ingest", INGEST_VERSION, section, {"source": entry.source.fingerprint()})
-        self._make(
-            name,
-            f"ingest {entry.label}",
-            identity,
-            lambda task: ingest(task, entry.source, entry.limit, entry.on_bad_image),
-            {},
-            only_find,
-        )
+    def _reading(self, name: str, settings: SourceSettings) -> Callable[[StageTask], None]:
+        return lambda task: ingest(task, self._sources[name].source, settings.limit, settings.on_bad_image)
 
     def _stage(self, stage: Stage, only_find: bool = False) -> None:
-        inputs: dict[str, Result] = {}
-        for name in stage.inputs:
-            if name == "tasks":
-                inputs.update({key: result for key, result in self._results.items() if ":" in key})
-            else:
-                inputs[name] = self._results[name]
+        inputs = {name: self._results[name] for name in stage.inputs if name != "tasks"}
+        if "tasks" in stage.inputs:
+            inputs |= {name: result for name, result in self._results.items() if ":" in name}
         images = len(ImageDataset.open(self._results["dataset"].path))
         digests = {name: result.digest for name, result in inputs.items()}
         digests |= outside_digests(stage.name, self._spec)
@@ -137,12 +199,12 @@ class Run:
                     f"{label} is not done in {self._shop.store.url}",
                     "run it first",
                 )
-            self._results[name] = result
             self._recorder.found(name, result)
-            return
-        with self._recorder.stage(label, identity):
-            result, reused = self._find_or_make(identity, work, inputs)
-            self._recorder.made(name, label, result, reused=reused)
+            reused = True
+        else:
+            with self._recorder.stage(label, identity):
+                result, reused = self._find_or_make(identity, work, inputs)
+                self._recorder.made(name, label, result, reused=reused)
         self._results[name] = result
         made = result.manifest.made
         self._stages.append(
@@ -156,7 +218,8 @@ class Run:
                 peak_device_memory_bytes=made.peak_device_memory_bytes,
             )
         )
-        self._shop.progress.say(_line(self._stages[-1]))
+        if not only_find:
+            self._shop.progress.say(_line(self._stages[-1]))
 
     def _find_or_make(
         self, identity: Identity, work: Callable[[StageTask], None], inputs: Mapping[str, Result]
@@ -245,10 +308,6 @@ class Run:
         if refusal is not None:
             raise refusal
         return summary
-
-
-def _fingerprints(sources: Mapping[str, NamedSource]) -> dict[str, str]:
-    return {name: entry.source.fingerprint() for name, entry in sources.items()}
 
 
 def _line(stage: StageSummary) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from pydantic import ValidationError
 
@@ -71,12 +68,11 @@ def test_a_journal_goes_with_its_pictures_and_no_others(tmp_path):
 def test_a_journal_belongs_to_its_sender_too(tmp_path):
     """Whose command was killed: nobody else sends it beside that process."""
     journal = Journal(tmp_path)
-    sender = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[journal.handle])
+    sender = Reader(journal.path, hold=True)
     journal.close()
     with claimed(journal.path) as free:
         assert not free
-    sender.kill()
-    sender.wait()
+    del sender
     with claimed(journal.path) as free:
         assert free
 

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from limbeck.tracking import sender as sender_module
 from limbeck.tracking.journal import Began, Document, Ended, Journal, Point, Points, StageBegan
-from limbeck.tracking.messages import REPLIES, Kept, Refused, Start
+from limbeck.tracking.messages import REPLIES, Kept, Refused
 from limbeck.tracking.runs import Runs
 from limbeck.tracking.sender import Sender
 
@@ -56,7 +56,7 @@ def send(uri: str, own: Path) -> list[Any]:
     """Send a journal whose command waits no longer; what was replied."""
     out, requests = io.StringIO(), queue.Queue[Any]()
     requests.put(None)
-    Sender(Start(uri=uri, journal=str(own)), out).run(requests)
+    Sender(uri, own, out).run(requests)
     return [REPLIES.validate_json(line) for line in out.getvalue().splitlines()]
 
 

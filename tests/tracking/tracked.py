@@ -19,6 +19,7 @@ from limbeck.summary import Summary
 from limbeck.tracking.comparison import named_figures
 from limbeck.tracking.journal import Data
 from limbeck.tracking.messages import Publish
+from limbeck.tracking.process import SenderProcess
 from limbeck.tracking.recorder import Recording
 from tests.report.conftest import accuracies, gaps
 from tests.stages.tiny import distillation, workshop
@@ -34,13 +35,13 @@ def run_tracked(
     stop: StopRequest | None = None,
 ) -> Summary:
     spec = distillation(output, {"tracking": {"uri": uri}, **(changes or {})})
-    recording = Recording(uri, workshop(output, progress, stop), "limbeck run", stage_alone=False)
+    recording = Recording(SenderProcess(uri), workshop(output, progress, stop), "limbeck run", stage_alone=False)
     return Run(spec, recording.workshop, recording).all()
 
 
 def stage_tracked(name: Any, output: Path, uri: str, changes: dict[str, Any] | None = None) -> None:
     spec = distillation(output, {"tracking": {"uri": uri}, **(changes or {})})
-    recording = Recording(uri, workshop(output), f"limbeck stage {name}", stage_alone=True)
+    recording = Recording(SenderProcess(uri), workshop(output), f"limbeck stage {name}", stage_alone=True)
     Run(spec, recording.workshop, recording).stage(name)
 
 

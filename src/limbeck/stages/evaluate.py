@@ -8,7 +8,7 @@ was, and another distilled set is compared without training its rivals again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,24 +62,30 @@ class _Labelled:
 
 def evaluate(task: StageTask) -> None:
     """Write `accuracies.parquet`, one row a probe."""
-    spec, shop = task.spec, task.shop
-    settings = spec.evaluate
+    settings = task.spec.evaluate
+    write_scores(task.out / FILE, evaluate_part(task, settings.architectures, ["distilled", *settings.baselines]))
+
+
+def evaluate_part(task: StageTask, architectures: Sequence[Architecture], methods: Sequence[str]) -> list[Score]:
+    """The scores of some encoders, which are trained and probed unless that was done before.
+
+    Without "distilled" among the methods the task needs no distilled set. Nothing is written to the task's folder.
+    """
+    spec, settings = task.spec, task.spec.evaluate
     if not settings.tasks:
-        write_scores(task.out / FILE, [])
-        return
+        return []
     data = _Data(task)
-    methods = ["distilled", *settings.baselines]
     scores = []
-    total = len(settings.architectures) * len(settings.seeds) * len(methods)
-    with shop.progress.bar("evaluate", total, "encoders") as bar:
-        for architecture in settings.architectures:
+    total = len(architectures) * len(settings.seeds) * len(methods)
+    with task.shop.progress.bar("evaluate", total, "encoders") as bar:
+        for architecture in architectures:
             config = encoder_config(spec, architecture)
             for seed in settings.seeds:
                 for method in methods:
                     with fitting_threads(config, settings.batch):
                         scores += _method_scores(task, data, config, method, seed)
                     bar.advance(note=f"{architecture}, {method}, seed {seed}")
-    write_scores(task.out / FILE, scores)
+    return scores
 
 
 def encoder_config(spec: DistillationSpec, architecture: Architecture) -> EncoderConfig:
@@ -99,7 +105,9 @@ class _Data:
         self._dataset = ImageDataset.open(task.inputs["dataset"].path)
         self._targets = load_tensors(task.input_file("targets", "targets.safetensors"))[0]["targets"]
         self._scores = load_tensors(task.input_file("select", "selection.safetensors"))[0]["scores"]
-        self._synthetic = load_tensors(task.input_file("distill", "synthetic.safetensors"))[0]
+        self._synthetic = (
+            load_tensors(task.input_file("distill", "synthetic.safetensors"))[0] if "distill" in task.inputs else {}
+        )
         self._images = self._resident(self._dataset)
         self._labelled = {
             name: self._labelled_images(ImageDataset.open(result.path))
@@ -125,7 +133,7 @@ class _Data:
         if method == "distilled":
             rate = self._synthetic["rate"].item()
         recipe = Recipe(rate, evaluate.epochs, evaluate.batch, evaluate.momentum, evaluate.weight_decay)
-        size, inputs = len(self._synthetic["images"]), self._task.inputs
+        size, inputs = spec.distill.count(len(self._dataset)), self._task.inputs
         makers: dict[str, Callable[[], _Diet | None]] = {
             "none": lambda: None,
             "distilled": lambda: _Diet(

@@ -1,7 +1,7 @@
 """The journal: what happened in a run, a line of JSON each, until MLflow has it.
 
-Every command writes a journal of its own and holds a lock on it. Lines can be sent again without harm: runs are found
-by their keys, points by their steps, files by their names.
+Every command writes a journal of its own; it and its sender hold a lock on it. Lines can be sent again without harm:
+runs are found by their keys, points by their steps, files by their names.
 """
 
 from __future__ import annotations
@@ -135,13 +135,8 @@ class Journal:
         self.path = folder / f"{time.time_ns()}-{os.getpid()}.jsonl"
         unlocked = self.path.with_suffix(".new")
         self._file = unlocked.open("a", encoding="utf-8")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        fcntl.flock(self._file, fcntl.LOCK_SH)  # shared with the sender, which may outlive the command
         unlocked.rename(self.path)  # nobody sees it without its lock
-
-    @property
-    def handle(self) -> int:
-        """The open file, for a child process: the lock lasts until both have closed it."""
-        return self._file.fileno()
 
     def write(self, event: Event) -> None:
         """Append an event; another process sees it at once."""
@@ -162,12 +157,19 @@ class Journal:
 
 
 class Reader:
-    """Reads a journal that may still grow."""
+    """Reads a journal that may still grow.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the journal.
+        hold: whether nobody else may send it from now on, also when its command is gone.
+    """
+
+    def __init__(self, path: Path, *, hold: bool = False) -> None:
         self.path = path
         self._file = path.open("rb")
         self._rest = b""
+        if hold:
+            fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def next(self) -> Event | None:
         """The next event; None while there is none.
@@ -182,7 +184,7 @@ class Reader:
         return _EVENTS.validate_json(line)
 
     def remove(self) -> None:
-        """Remove the journal, its pictures and its sender's log: all of it was sent."""
+        """Remove the journal and its pictures: all of it was sent."""
         self._file.close()
         for file in self.path.parent.glob(f"{self.path.stem}[.-]*"):
             file.unlink(missing_ok=True)

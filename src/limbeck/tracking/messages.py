@@ -15,10 +15,9 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Start(_Message):
-    """The first line that the process reads."""
+class Send(_Message):
+    """Send a journal, after those that lie beside it."""
 
-    uri: str  # of MLflow's store; perhaps with a password, which is why it is not an argument
     journal: str
 
 

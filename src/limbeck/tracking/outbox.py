@@ -1,11 +1,9 @@
-"""The command's side of the process that talks to MLflow: starts it, hears it, and gives up on it in the end."""
+"""The command's side of the process that talks to MLflow: tells it, hears it, and gives up on it in the end."""
 
 from __future__ import annotations
 
-import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -20,7 +18,8 @@ from limbeck.interrupt import StopRequest
 from limbeck.progress import Progress
 from limbeck.redact import redact_url
 from limbeck.tracking.journal import Event, Journal, Picture, now
-from limbeck.tracking.messages import REPLIES, Kept, Opened, Publish, Published, Refused, Start, Trouble
+from limbeck.tracking.messages import REPLIES, Kept, Opened, Publish, Published, Refused, Send, Trouble
+from limbeck.tracking.process import SenderProcess
 
 _OPENING_SECONDS = 20.0  # for the first answer, at the end of a run that was shorter than that
 _REGISTER_SECONDS = 90.0  # for registering, while MLflow does not answer
@@ -30,16 +29,6 @@ _CLOSING_SECONDS = 60.0  # for what is left, while MLflow answers
 _TROUBLED_SECONDS = 5.0  # likewise, while it does not
 _LOOK = 0.1
 
-# The retries are the sender's: a run is told at once that its server is gone, and can end the sender at any time.
-_MLFLOW = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
-
 
 class Outbox:
     """The journal, and the process that sends it. Nothing here waits for MLflow but `publish` and `close`.
@@ -47,27 +36,15 @@ class Outbox:
     Nothing that goes wrong with either, a full disk say, stops the work.
     """
 
-    def __init__(self, uri: str, folder: Path, progress: Progress, stop: StopRequest) -> None:
-        self._uri, self._progress, self._stop = uri, progress, stop
+    def __init__(self, sender: SenderProcess, folder: Path, progress: Progress, stop: StopRequest) -> None:
+        self._progress, self._stop = progress, stop
         self._journal = Journal(folder)
         self._whole = True  # the journal has every event
-        self._log = self._journal.path.with_suffix(".log")
         self._published: queue.Queue[Published] = queue.Queue()
         self._opened: Opened | None = None
         self._trouble: str | None = None
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "limbeck.tracking.sender"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                encoding="utf-8",
-                env=_MLFLOW | os.environ,
-                start_new_session=True,  # Ctrl-C is for the work; this process ends when its input does
-                pass_fds=[self._journal.handle],  # where the command is killed, this process still holds the journal
-            )
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, 19)  # the work comes first, on a machine with few cores
-        self._ask(Start(uri=uri, journal=str(self._journal.path)).model_dump_json())
+        self._sender = sender
+        self._ask(Send(journal=str(self._journal.path)).model_dump_json())
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -130,15 +107,14 @@ class Outbox:
     def close(self) -> None:
         """Wait for what is left to be sent, but not for ever; what is not sent stays for the next command."""
         started = time.monotonic()
-        assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended before
-            self._process.stdin.close()
+            self._sender.input.close()
         while self._alive():
             patience = _CLOSING_SECONDS if self._trouble is None else _TROUBLED_SECONDS
             if time.monotonic() - started > patience:
-                self._process.kill()
+                self._sender.process.kill()
             try:
-                self._process.wait(_LOOK)
+                self._sender.process.wait(_LOOK)
             except subprocess.TimeoutExpired:
                 continue
         self._listener.join(1.0)
@@ -147,24 +123,20 @@ class Outbox:
         if self._journal.path.exists():
             why = self._trouble or self._last_words()
             self._progress.say(
-                f"not all of this run is in MLflow at {redact_url(self._uri)} ({why}); "
+                f"not all of this run is in MLflow at {redact_url(self._sender.uri)} ({why}); "
                 "the rest is kept, and the next command on this output sends it"
             )
 
     def _ask(self, line: str) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended; whoever waits for an answer sees that
+        with suppress(BrokenPipeError):  # it has ended; whoever waits for an answer sees that
+            self._sender.input.write(line + "\n")
+            self._sender.input.flush()
 
     def _alive(self) -> bool:
-        return self._process.poll() is None
+        return self._sender.process.poll() is None
 
     def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._sender.output:
             try:
                 reply = REPLIES.validate_json(line)
             except ValidationError:
@@ -188,8 +160,5 @@ class Outbox:
                     self._progress.say(f"MLflow does not take what it is sent; work goes on meanwhile ({reply.error})")
 
     def _last_words(self) -> str:
-        try:
-            lines = self._log.read_text(errors="replace").strip().splitlines()
-        except FileNotFoundError:  # it has sent everything
-            lines = []
+        lines = self._sender.errors().strip().splitlines()
         return redact_url(lines[-1]) if lines else "it was too slow"

@@ -45,6 +45,7 @@ from limbeck.tracking.journal import (
 from limbeck.tracking.messages import Publish, Published
 from limbeck.tracking.outbox import Outbox
 from limbeck.tracking.place import identity_of
+from limbeck.tracking.process import SenderProcess
 from limbeck.version import __version__
 
 _RUN_VARIABLE = "MLFLOW_RUN_ID"
@@ -107,8 +108,8 @@ UNRECORDED: Recorder = _Unrecorded()
 class Recording:
     """A run in MLflow. Also what stages show themselves to (`Live`) and report their progress through (`Progress`)."""
 
-    def __init__(self, uri: str, shop: Workshop, command: str, *, stage_alone: bool) -> None:
-        self._uri, self._command, self._alone = uri, command, stage_alone
+    def __init__(self, sender: SenderProcess, shop: Workshop, command: str, *, stage_alone: bool) -> None:
+        self._sender, self._command, self._alone = sender, command, stage_alone
         self._progress, self._store, self._stop = shop.progress, shop.store, shop.stop
         self.workshop = replace(shop, live=self, progress=self)  # whose stages this recording sees
         self._session: tuple[DistillationSpec, Outbox] | None = None
@@ -135,8 +136,8 @@ class Recording:
     def run(self, distillation: Distillation, sources: Mapping[str, str]) -> Iterator[None]:
         """See `Recorder.run`."""
         spec, store, name = distillation.spec, self._store, distillation.metadata.name
-        folder = store.local_folder("work/tracking") / json_digest(identity_of(self._uri))[:16]
-        self._session = spec, Outbox(self._uri, folder, self._progress, self._stop)
+        folder = store.local_folder("work/tracking") / json_digest(identity_of(self._sender.uri))[:16]
+        self._session = spec, Outbox(self._sender, folder, self._progress, self._stop)
         content = redact_strings(spec.content())
         settings = {
             "name": name,

@@ -1,6 +1,6 @@
 """The process that talks to MLflow: sends journals on, in batches, for as long as it takes, and registers on request.
 
-`python -m limbeck.tracking.sender`. It reads a `Start`, then `Publish` lines, and writes replies.
+`python -m limbeck.tracking.sender`. It reads MLflow's URI, `Send`, then `Publish` lines, and writes replies.
 When the input ends it sends what is left and ends; whoever started it decides how long that may take.
 """
 
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from limbeck.errors import InputError, WorkError
 from limbeck.redact import redact_url
 from limbeck.tracking.journal import Began, Ended, Event, Points, Reader, claimed, key_of, now, others
-from limbeck.tracking.messages import Kept, Opened, Publish, Published, Refused, Reply, Start, Trouble
+from limbeck.tracking.messages import Kept, Opened, Publish, Published, Refused, Reply, Send, Trouble
 from limbeck.tracking.place import page, without_credentials
 from limbeck.tracking.registry import Registry
 from limbeck.tracking.runs import Runs
@@ -56,19 +56,19 @@ class _GivenUpError(Exception):
 class Sender:
     """Sends one command's journal, after those that earlier commands left behind."""
 
-    def __init__(self, start: Start, out: TextIO) -> None:
-        self._uri, self._out = start.uri, out
-        self._own = Path(start.journal)
+    def __init__(self, uri: str, journal: Path, out: TextIO) -> None:
+        self._uri, self._own, self._out = uri, journal, out
         self._troubled = False
         self._refused: set[str] = set()
         self._earlier_until = self._alone_until = math.inf  # time.monotonic()
 
     def run(self, requests: queue.Queue[Publish | None]) -> None:
         """Until the input has ended and everything is sent, or until that has taken too long."""
+        reader = Reader(self._own, hold=True)
         self._insist(self._connect, stubborn=True)
         self._send_earlier()
         self._earlier_until = math.inf
-        reader, runs = Reader(self._own), Runs(self._client, self._own, live=True)
+        runs = Runs(self._client, self._own, live=True)
         closing, ended = False, False
         while True:
             ended = self._drain(reader, runs) or ended
@@ -261,17 +261,19 @@ def _line(error: Exception) -> str:
 
 
 def main() -> int:
-    """Read the start and requests from standard input, write replies to what was standard output."""
+    """Read the URI and messages from standard input, write replies to what was standard output."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever MLflow prints is not a reply
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     lines = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - until the end
-    start = Start.model_validate_json(lines.readline())
-    uri, variables = without_credentials(start.uri)
+    uri, variables = without_credentials(lines.readline().rstrip("\n"))
     os.environ.update(variables)  # so no message can show them
+    line = lines.readline()
+    if not line:
+        return 0  # the command has ended before there was anything to send
     requests: queue.Queue[Publish | None] = queue.Queue()
-    sender = Sender(start.model_copy(update={"uri": uri}), out)
+    sender = Sender(uri, Path(Send.model_validate_json(line).journal), out)
 
     def read() -> None:
         try:
