@@ -26,6 +26,7 @@ lint: $(INSTALLED)
 
 generate: $(INSTALLED)
 	$(BIN)/python -m limbeck.reference docs
+	$(BIN)/python -m limbeck_pipelines.generate .
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from limbeck.cli_pipeline import pipeline
 from limbeck.cli_registry import registry, ui
 from limbeck.errors import InputError, WorkError
 from limbeck.version import __version__
+from limbeck.workplace import recorded, start_sender, workshop
 
 if TYPE_CHECKING:
     from limbeck.spec import DistillationSpec
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from limbeck.stages.task import Workshop
     from limbeck.store import Store
     from limbeck.summary import Summary
-    from limbeck.tracking.process import SenderProcess
-    from limbeck.tracking.recorder import Recorder
 
 app = typer.Typer(
     name="limbeck",
@@ -36,6 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(pipeline)
 app.add_typer(registry)
 app.command()(ui)
 
@@ -106,11 +107,11 @@ def stage(
     if name not in names:
         raise InputError("stage", f"there is no stage {name!r}", ", ".join(names))
     specfile = read_spec(spec, overrides)
-    sender = _sender(specfile)
+    sender = start_sender(specfile.distillation.spec, _note)
     from limbeck.runner import Run
 
     with _workshop(specfile, _again(f"stage {name}", spec, overrides, workers), workers) as shop:
-        recorder, shop = _recorded(sender, shop, f"limbeck stage {name}", stage_alone=True)
+        recorder, shop = recorded(sender, shop, f"limbeck stage {name}", stage_alone=True)
         result = Run(specfile.distillation, shop, recorder).stage(name)
     typer.echo(str(result.path))
 
@@ -174,68 +175,25 @@ def schema() -> None:
 
 @contextmanager
 def _workshop(specfile: SpecFile, again: str, workers: int | None) -> Iterator[Workshop]:
-    """Everything that work on this machine needs; a stop inside the block is said with the way to go on."""
-    from limbeck.interrupt import Stopped, stop_on_signals
-    from limbeck.memory import keep_freed_memory
-    from limbeck.progress import TerminalProgress
-    from limbeck.stages.task import Workshop, make_deterministic, pick_device
-    from limbeck.store import Store
+    """The workshop; a stop inside the block is said with the way to go on."""
+    from limbeck.interrupt import Stopped
 
-    with specfile.located(), stop_on_signals() as stop:
-        make_deterministic()
-        keep_freed_memory()
-        spec, progress = specfile.distillation.spec, TerminalProgress()
-        store, fanout = Store(spec.output.uri), None
-        if workers is not None or spec.execution.ray.address is not None:
-            from limbeck.fanout.supervisor import RayFanout
-
-            fanout = RayFanout(spec, workers, store, progress, stop)
-        try:
-            yield Workshop(store, pick_device(), progress, stop, fanout)
-        except (Stopped, KeyboardInterrupt):
-            raise Stopped(f"stopped; what is finished is kept. To go on: {again}") from None
+    try:
+        with specfile.located(), workshop(specfile.distillation.spec, workers) as shop:
+            yield shop
+    except (Stopped, KeyboardInterrupt):
+        raise Stopped(f"stopped; what is finished is kept. To go on: {again}") from None
 
 
 def _run(specfile: SpecFile, again: str, workers: int | None = None) -> tuple[Summary, Store]:
-    sender = _sender(specfile)
+    sender = start_sender(specfile.distillation.spec, _note)
     from limbeck.runner import Run
 
     for setting in _without_effect(specfile.distillation.spec):
-        typer.echo(f"note: {setting} has no effect on a run on this machine", err=True)
+        _note(f"note: {setting} has no effect on a run on this machine")
     with _workshop(specfile, again, workers) as shop:
-        recorder, shop = _recorded(sender, shop, "limbeck run", stage_alone=False)
+        recorder, shop = recorded(sender, shop, "limbeck run", stage_alone=False)
         return Run(specfile.distillation, shop, recorder).all(), shop.store
-
-
-def _sender(specfile: SpecFile) -> SenderProcess | None:
-    """The process that talks to MLflow, where the run is tracked: started first, it is ready when the work begins."""
-    from limbeck.tracking.place import is_installed, tracking_uri
-
-    settings = specfile.distillation.spec.tracking
-    if not settings.enabled:
-        return None
-    if not is_installed():
-        if settings.uri is not None:
-            raise InputError(
-                "spec.tracking.uri", "mlflow is not installed", "pip install mlflow, or tracking.enabled: false"
-            )
-        typer.echo("note: mlflow is not installed, so the run is not tracked", err=True)
-        return None
-    from limbeck.tracking.process import SenderProcess
-
-    return SenderProcess(tracking_uri(settings.uri))
-
-
-def _recorded(
-    sender: SenderProcess | None, shop: Workshop, command: str, *, stage_alone: bool
-) -> tuple[Recorder, Workshop]:
-    """Who records the run, and the workshop whose stages it sees."""
-    from limbeck.tracking.recorder import UNRECORDED, Recording
-
-    if sender is None:
-        return UNRECORDED, shop
-    recording = Recording(sender, shop, command, stage_alone=stage_alone)
-    return recording, recording.workshop
 
 
 def _without_effect(spec: DistillationSpec) -> list[str]:
@@ -294,6 +252,10 @@ def _print_summary(summary: Summary, output: str) -> None:
     console.print(f"report         {output.rstrip('/')}/runs/{summary.name}/{summary.links['report']}", markup=False)
     if "mlflowRun" in summary.links:
         console.print(f"in MLflow      {summary.links.get('mlflow', 'limbeck ui shows it')}", markup=False)
+
+
+def _note(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:

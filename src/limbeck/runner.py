@@ -58,7 +58,7 @@ class Run:
         self._given = fingerprints
         self._fingerprints: Mapping[str, str] = fingerprints or {}
         self._sources: dict[str, NamedSource] = {}
-        self._results: dict[str, Result] = {}
+        self.results: dict[str, Result] = {}  # by stage; ingest's by source, as `fingerprints` names them
         self._stages: list[StageSummary] = []
 
     def all(self) -> Summary:
@@ -102,7 +102,7 @@ class Run:
         with self._recorded(look=name == "ingest"):
             self._ingest(only_find=name != "ingest")
             if name == "ingest":
-                return self._results["dataset"]
+                return self.results["dataset"]
             for stage in STAGES:
                 self._stage(stage, only_find=stage.name != name)
                 if stage.name == name:
@@ -111,7 +111,7 @@ class Run:
                 _, refusal = self._publish()
                 if refusal is not None:
                     raise refusal
-            return self._results[name]
+            return self.results[name]
 
     def evaluate_part(self, architectures: Sequence[Architecture], methods: Sequence[str]) -> list[Score]:
         """Train and probe some of evaluate's encoders, so that it finds them done; nothing is recorded.
@@ -129,7 +129,7 @@ class Run:
             self._stage(stage, only_find=True)
             if stage.name == last:
                 break
-        return evaluate_part(StageTask(self._spec, self._shop, self._results, Path()), architectures, methods)
+        return evaluate_part(StageTask(self._spec, self._shop, self.results, Path()), architectures, methods)
 
     def conclude(self) -> Summary:
         """Register what other processes have made stage by stage, and write the summary and the report.
@@ -166,17 +166,17 @@ class Run:
             identity = Identity("ingest", INGEST_VERSION, section, {"source": self._fingerprints[name]})
             work = self._reading(name, settings)
             self._make(name, f"ingest {settings.label}", identity, work, {}, only_find)
-        datasets = {name: ImageDataset.open(result.path) for name, result in self._results.items()}
+        datasets = {name: ImageDataset.open(result.path) for name, result in self.results.items()}
         check_datasets(self._spec, datasets)
 
     def _reading(self, name: str, settings: SourceSettings) -> Callable[[StageTask], None]:
         return lambda task: ingest(task, self._sources[name].source, settings.limit, settings.on_bad_image)
 
     def _stage(self, stage: Stage, only_find: bool = False) -> None:
-        inputs = {name: self._results[name] for name in stage.inputs if name != "tasks"}
+        inputs = {name: self.results[name] for name in stage.inputs if name != "tasks"}
         if "tasks" in stage.inputs:
-            inputs |= {name: result for name, result in self._results.items() if ":" in name}
-        images = len(ImageDataset.open(self._results["dataset"].path))
+            inputs |= {name: result for name, result in self.results.items() if ":" in name}
+        images = len(ImageDataset.open(self.results["dataset"].path))
         digests = {name: result.digest for name, result in inputs.items()}
         digests |= outside_digests(stage.name, self._spec)
         identity = Identity(stage.name, stage.version, stage.settings(self._spec, images), digests)
@@ -205,7 +205,7 @@ class Run:
             with self._recorder.stage(label, identity):
                 result, reused = self._find_or_make(identity, work, inputs)
                 self._recorder.made(name, label, result, reused=reused)
-        self._results[name] = result
+        self.results[name] = result
         made = result.manifest.made
         self._stages.append(
             StageSummary(
@@ -241,12 +241,12 @@ class Run:
 
     def _publish(self) -> tuple[Registered | None, WorkError | None]:
         """Log and register the distilled set: the version that it became, or why it did not."""
-        published = self._recorder.publish(self._results["register"])
+        published = self._recorder.publish(self.results["register"])
         if published is None:
             return None, None
         name = self._spec.registry.name
         if published.error is not None:
-            place = self._shop.store.location("register", self._results["register"].manifest.key)
+            place = self._shop.store.location("register", self.results["register"].manifest.key)
             what = "logged in MLflow" if name is None else f"registered as {name}"
             again = "limbeck stage register SPEC tries again"
             error = WorkError(f"the distilled set is whole in {place}, but was not {what}: {published.error}; {again}")
@@ -268,12 +268,12 @@ class Run:
         """
         spec, store = self._spec, self._shop.store
         registered, refusal = self._publish()
-        dataset = ImageDataset.open(self._results["dataset"].path)
-        distilled = DistilledSet.load(self._results["register"].path)
-        losses = read_history(self._results["distill"].path)["matchingLoss"].to_numpy()
+        dataset = ImageDataset.open(self.results["dataset"].path)
+        distilled = DistilledSet.load(self.results["register"].path)
+        losses = read_history(self.results["distill"].path)["matchingLoss"].to_numpy()
         tenth = max(1, len(losses) // 10)
-        accuracies = summarize(read_scores(self._results["evaluate"].path / FILE))
-        location = store.location("register", self._results["register"].manifest.key)
+        accuracies = summarize(read_scores(self.results["evaluate"].path / FILE))
+        location = store.location("register", self.results["register"].manifest.key)
         summary = Summary(
             name=self._name,
             limbeck_version=__version__,

@@ -549,6 +549,41 @@ class Resources(Section):
     cpu: Quantity | None = Field(None, description="CPU cores, as a Kubernetes quantity.")
     memory: Quantity | None = Field(None, description="Memory, as a Kubernetes quantity.")
     gpus: int | None = Field(None, ge=0, le=1024, description="Accelerators.")
+    gpu_resource: str = Field(
+        "nvidia.com/gpu", min_length=1, max_length=317, description="Kubernetes resource that counts the accelerators."
+    )
+    shared_memory: Quantity | None = Field(
+        None, description="Size of /dev/shm, as a Kubernetes quantity; part of memory. The node's default when absent."
+    )
+    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels of the nodes that it may run on.")
+    tolerations: list[Toleration] = Field(
+        default_factory=_tolerations, max_length=100, description="Taints of the nodes that it may run on."
+    )
+
+
+class Secret(Section):
+    """A Kubernetes secret that pods see: as variables of their environment, or as files."""
+
+    name: Name = Field(description="Name of the secret, in the namespace of the pods.")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="Variables, such as MLFLOW_TRACKING_TOKEN, and the keys that they are from."
+    )
+    mount_path: str | None = Field(
+        None, pattern="^/", max_length=1000, description="Folder that its keys appear in as files."
+    )
+
+    @model_validator(mode="after")
+    def _seen(self) -> Secret:
+        if not self.environment and self.mount_path is None:
+            raise _conflict("name", f"{self.name} and nothing more", "environment, mountPath or both")
+        return self
+
+
+class Volume(Section):
+    """A Kubernetes volume that pods see, for sources and results that are in no bucket."""
+
+    claim: Name = Field(description="Name of the PersistentVolumeClaim, which several pods must be able to use.")
+    mount_path: str = Field(pattern="^/", max_length=1000, description="Folder that it appears in.")
 
 
 StageName = Literal["ingest", "teacher", "targets", "trajectories", "select", "distill", "evaluate", "register"]
@@ -588,6 +623,15 @@ class Execution(Section):
     )
     engine: Engine = Field(default_factory=Engine, description="How training steps are computed.")
     resources: dict[StageName, Resources] = Field(default_factory=dict, description="Resources of the pods, by stage.")
+    secrets: list[Secret] = Field(
+        default_factory=list[Secret], max_length=100, description="Secrets that the pods see."
+    )
+    volumes: list[Volume] = Field(
+        default_factory=list[Volume], max_length=100, description="Volumes that the pods see."
+    )
+    image_pull_secrets: list[Name] = Field(
+        default_factory=list[Name], max_length=20, description="Secrets that the image is pulled with."
+    )
     suspend: bool = Field(False, description="Do not start; stop when running.")
     active_deadline_seconds: Count | None = Field(None, description="Longest time that a run may take.")
     backoff_limit: int = Field(3, ge=0, le=100, description="Retries before the run has failed.")

@@ -11,7 +11,7 @@ API_VERSION = "ray.io/v1"
 RAY_VERSION = "2.60.0"  # of the image; the autoscaler's behaviour follows it
 LONGEST_NAME = 53  # KubeRay's limit, so that the names it derives fit
 
-_TOKEN_KEY = "auth_token"  # noqa: S105 - the name of a key; KubeRay puts the token there
+TOKEN_KEY = "auth_token"  # noqa: S105 - the name of a key; KubeRay puts the token there
 _TMP = "/tmp"  # noqa: S108 - the pod's own
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
@@ -80,7 +80,7 @@ def token_environment(name: str, cluster: RayCluster) -> list[dict[str, Any]]:
     """The environment of a container that connects to such a cluster: the token, from KubeRay's secret."""
     if cluster.authentication == "disabled":
         return []
-    secret = {"secretKeyRef": {"name": name, "key": _TOKEN_KEY}}
+    secret = {"secretKeyRef": {"name": name, "key": TOKEN_KEY}}
     return [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": secret}]
 
 

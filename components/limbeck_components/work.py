@@ -1,0 +1,262 @@
+"""What the components do, inside their pods: one call of the stage, and what Kubeflow shows of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import InputError, WorkError
+from limbeck.interrupt import Stopped
+from limbeck.redact import redact_url
+from limbeck.spec import Distillation, StageName
+from limbeck.specfile import SpecError, read_spec
+from limbeck.workplace import recorded, start_sender, workshop
+from limbeck_components.raycluster import with_cluster
+
+if TYPE_CHECKING:
+    from kfp import dsl
+
+    from limbeck.runner import Run
+    from limbeck.stages.task import Workshop
+    from limbeck.store import Result
+    from limbeck.summary import Summary
+
+_TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes says of an ended container, and Kubeflow of a task
+_LONGEST_MESSAGE = 2000
+_ON_WORKERS: tuple[StageName, ...] = ("trajectories", "distill")
+
+
+def fingerprints(spec: str) -> str:
+    """The fingerprints of all sources of a spec, as JSON, once it has been checked against them."""
+    with _errors("fingerprint"):
+        from limbeck.runner import Run
+
+        distillation = _read(spec)
+        with workshop(distillation.spec) as shop:
+            return json.dumps(Run(distillation, shop).fingerprints(), sort_keys=True)
+    raise AssertionError
+
+
+def run_stage(
+    name: StageName,
+    spec: str,
+    sources: str,
+    inputs: Mapping[str, dsl.Artifact],
+    output: dsl.Artifact,
+    metrics: dsl.Metrics | None = None,
+    images: dsl.HTML | None = None,
+    table: dsl.Markdown | None = None,
+) -> None:
+    """Do one stage, on what the tasks before have made.
+
+    Args:
+        name: of the stage.
+        spec: the whole spec, as JSON.
+        sources: what `fingerprints` gave.
+        inputs: what the tasks before have made, by stage; ingest's is "dataset".
+        output: names the result in the store, which is where the files are.
+        metrics: the stage's figures, the last of each.
+        images: for a distilled set, a page with its images.
+        table: for an evaluation, its accuracies.
+    """
+    with _errors(name), _opened(name, spec, sources) as (run, shop):
+        result = run.stage(name)
+        _check_inputs(run, inputs)
+        _describe(output, result, shop)
+        if metrics is not None:
+            _log(metrics, name, result, shop)
+        if images is not None:
+            Path(images.path).write_text(_image_page(result, run.results["dataset"]))
+        if table is not None:
+            Path(table.path).write_text(_accuracies(result))
+
+
+def train_encoders(spec: str, sources: str, method: str, inputs: Mapping[str, dsl.Artifact]) -> None:
+    """Train and probe the encoders of one method, so that the evaluation finds them done."""
+    with _errors(f"encoders of {method}"), _opened(None, spec, sources) as (run, shop):
+        evaluate = _read(spec).spec.evaluate
+        if method not in ("distilled", *evaluate.baselines):
+            shop.progress.say(f"{method} is none of spec.evaluate.baselines: nothing to do")
+            return
+        run.evaluate_part(evaluate.architectures, [method])
+        _check_inputs(run, inputs)
+
+
+def conclude(
+    spec: str,
+    sources: str,
+    inputs: Mapping[str, dsl.Artifact],
+    output: dsl.Artifact,
+    metrics: dsl.Metrics,
+    report: dsl.HTML,
+    card: dsl.Markdown,
+) -> None:
+    """Register the set, and write the run's summary and report."""
+    with _errors("register"), _opened("register", spec, sources) as (run, shop):
+        summary = run.conclude()
+        _check_inputs(run, inputs)
+        _describe(output, run.results["register"], shop)
+        output.metadata.update(_outcome_of(summary))
+        for gap in summary.recovered_gaps:
+            if gap.value is not None:
+                metrics.log_metric(f"recovered_gap/{gap.task}/{gap.architecture}/{gap.label_fraction:g}", gap.value)
+        page = shop.store.read_text(f"runs/{summary.name}/{summary.links['report']}")
+        Path(report.path).write_text(page or "")
+        Path(card.path).write_text(_card(summary))
+
+
+def record_outcome(spec: str, state: str, error: str, run: str) -> None:
+    """Write how the pipeline has ended to `runs/<name>/outcome.json`."""
+    with _errors("outcome"):
+        from limbeck.store import Store
+
+        distillation = _read(spec)
+        record = {"state": state, "error": redact_url(error), "kubeflowRun": run}
+        store = Store(distillation.spec.output.uri)
+        store.write_text(f"runs/{distillation.metadata.name}/outcome.json", json.dumps(record, indent=2) + "\n")
+        sys.stderr.write(f"{distillation.metadata.name}: {state}{': ' if error else ''}{redact_url(error)}\n")
+
+
+def _read(spec: str) -> Distillation:
+    """The spec, JSON or YAML, with its problems named as `limbeck validate` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "spec"
+        file.write_text(spec)
+        try:
+            return read_spec(file).distillation
+        except SpecError as error:
+            problems = [problem.replace(str(file), "the parameter spec") for problem in error.problems]
+            raise SpecError(problems) from None
+
+
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """What goes wrong inside is one line, where Kubernetes and Kubeflow look for it; then the process ends."""
+    try:
+        yield
+    except (InputError, WorkError, Stopped) as error:
+        line = f"{what}: {redact_url(str(error)) or 'stopped'}"
+        sys.stderr.write(line + "\n")
+        if os.access(_TERMINATION_LOG, os.W_OK):
+            _TERMINATION_LOG.write_text(line[:_LONGEST_MESSAGE])
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+@contextmanager
+def _opened(name: StageName | None, spec: str, sources: str) -> Iterator[tuple[Run, Workshop]]:
+    """The run that a task is a part of; a stage that works on a Ray cluster of its own has it inside the block."""
+    distillation = _read(spec)
+    settings = distillation.spec
+    sender = None
+    if name is not None and (settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        sender = start_sender(settings, lambda line: print(line, file=sys.stderr))  # noqa: T201
+    from limbeck.runner import Run
+
+    with ExitStack() as stack:
+        if name in _ON_WORKERS and (name != "distill" or settings.distill.pairs > 1):
+            distillation = stack.enter_context(with_cluster(distillation, name))
+        shop = stack.enter_context(workshop(distillation.spec))
+        recorder, shop = recorded(sender, shop, f"limbeck stage {name}", stage_alone=True)
+        yield Run(distillation, shop, recorder, json.loads(sources)), shop
+
+
+def _check_inputs(run: Run, inputs: Mapping[str, dsl.Artifact]) -> None:
+    """See that the store has what the tasks before have made, and not another run's.
+
+    Raises:
+        WorkError: it has not.
+    """
+    for name, artifact in inputs.items():
+        made, here = json.loads(Path(artifact.path).read_text())["digest"], run.results[name].digest
+        if made != here:
+            raise WorkError(
+                f"{name} was made as {made[:12]}, and this pod finds {here[:12]}: spec.output.uri is not shared"
+            )
+
+
+def _describe(output: dsl.Artifact, result: Result, shop: Workshop) -> None:
+    """The artifact: a file that names the result, and what Kubeflow lists of it. Numbers become floats there."""
+    manifest = result.manifest
+    location = redact_url(shop.store.location(manifest.stage, manifest.key))
+    record = {"stage": manifest.stage, "key": manifest.key, "digest": result.digest, "location": location}
+    Path(output.path).parent.mkdir(parents=True, exist_ok=True)
+    Path(output.path).write_text(json.dumps(record, indent=2) + "\n")
+    output.metadata.update(
+        {
+            **record,
+            "settings": json.dumps(manifest.section, sort_keys=True),
+            "files": len(manifest.files),
+            "bytes": sum(entry.size for entry in manifest.files),
+            "seconds": manifest.made.seconds,
+            "peakMemoryMiB": round(manifest.made.peak_memory_bytes / 2**20),
+            "device": manifest.made.device,
+        }
+    )
+
+
+def _log(metrics: dsl.Metrics, name: str, result: Result, shop: Workshop) -> None:
+    from limbeck.tracking.figures import figures_of
+
+    last = {figure: value for figure, _, value, _ in figures_of(name, result, shop.store)}
+    for figure, value in last.items():
+        metrics.log_metric(figure, value)
+
+
+def _image_page(result: Result, dataset: Result) -> str:
+    """The synthetic images at the start and in the end, on a page that needs nothing else."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    from limbeck.tracking.figures import pictures_of
+
+    parts = []
+    for title, (_, pixels) in zip(("before", "after"), pictures_of(result, dataset, 1), strict=True):
+        data = io.BytesIO()
+        Image.fromarray(pixels).save(data, "png")
+        picture = base64.b64encode(data.getvalue()).decode()
+        parts.append(f'<h2>{title}</h2><img style="image-rendering: pixelated" src="data:image/png;base64,{picture}">')
+    return f"<!doctype html><title>synthetic images</title>{''.join(parts)}\n"
+
+
+def _accuracies(result: Result) -> str:
+    from limbeck.scores import FILE, read_scores, summarize
+
+    rows = [
+        (a.task, a.architecture, a.method, f"{a.label_fraction:g}", f"{100 * a.mean:.1f} ± {100 * a.deviation:.1f}")
+        for a in summarize(read_scores(result.path / FILE))
+    ]
+    return _table(("task", "architecture", "pre-trained on", "labels", "accuracy, %"), rows)
+
+
+def _card(summary: Summary) -> str:
+    rows = [(name, str(value)) for name, value in _outcome_of(summary).items()]
+    return f"# {summary.name}\n\n" + _table(("", ""), rows)
+
+
+def _outcome_of(summary: Summary) -> dict[str, Any]:
+    """What a person wants to know first, as Kubeflow lists it."""
+    found: dict[str, Any] = {
+        "images": summary.distilled.images,
+        "sourceImages": summary.source.images,
+        "distilledSet": redact_url(summary.distilled.path),
+    }
+    for gap in summary.recovered_gaps:
+        if gap.value is not None:
+            found[f"recoveredGap {gap.task} {gap.architecture} {gap.label_fraction:g}"] = round(gap.value, 4)
+    if summary.registered is not None:
+        registered = summary.registered
+        found |= {"registered": f"models:/{registered.name}/{registered.version}", "decision": registered.decision}
+    return found | {name: link for name, link in summary.links.items() if name.startswith("mlflow")}
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -1,0 +1,1 @@
+"""The distillation as a Kubeflow pipeline: wired, compiled, run here, submitted, scheduled."""

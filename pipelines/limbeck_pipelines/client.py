@@ -1,0 +1,394 @@
+"""A Kubeflow Pipelines installation: submit a pipeline, wait for it, and keep schedules."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import kfp
+import kfp_server_api
+import urllib3
+from kfp.client import ServiceAccountTokenVolumeCredentials
+
+from limbeck.errors import InputError, WorkError
+from limbeck.interrupt import StopRequest
+from limbeck.kubeflow import Access
+from limbeck.progress import Progress
+from limbeck.redact import redact_url
+from limbeck.spec import Distillation
+from limbeck_pipelines.distillation import build, check_for_cluster, compile_to, pipeline_name
+
+_ATTEMPTS, _FIRST_PAUSE = 5, 1.0  # of a request that Kubeflow answers with 5xx, and seconds before the second
+_DONE = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
+_INNER = ("-driver", "root")  # tasks that are Kubeflow's own
+_PAGE = 100
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A recurring run."""
+
+    id: str
+    name: str
+    cron: str
+    enabled: bool
+    max_concurrency: int
+    link: str
+
+
+class _Client(kfp.Client):  # type: ignore[misc]  # its module has no types
+    """The official client; how often to ask is not its business."""
+
+    def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
+        return self._healthz_api.healthz_service_get_healthz()
+
+
+class Kubeflow:
+    """An installation of Kubeflow Pipelines.
+
+    Every method raises `InputError` where the host, the credentials or a name are wrong, and `WorkError` where Kubeflow
+    does not answer, or answers with an error, also after retries.
+    """
+
+    def __init__(self, access: Access) -> None:
+        given = [n for n in ("token", "token_file", "cookies", "iap_client") if getattr(access, n) is not None]
+        if len(given) > 1:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise InputError(access.host, f"{flags} are given", "one way to say who is asking")
+        self._access = access
+        if access.token_file is not None and not Path(access.token_file).is_file():
+            raise InputError("--token-file", f"{access.token_file} is not there", "a file with a token")
+        self._client = self._ask(self._connect)
+
+    def _connect(self) -> Any:
+        access = self._access
+        volume = ServiceAccountTokenVolumeCredentials(access.token_file) if access.token_file is not None else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a host without https://, which is then used
+            return _Client(
+                host=access.host,
+                client_id=access.iap_client,
+                existing_token=access.token,
+                cookies=access.cookies,
+                credentials=volume,
+                ssl_ca_cert=access.ca_file,
+                namespace=access.namespace or "kubeflow",
+            )
+
+    def submit(
+        self,
+        distillation: Distillation,
+        *,
+        experiment: str,
+        run_name: str,
+        service_account: str | None = None,
+        image: str | None = None,
+    ) -> str:
+        """Start a run of a spec's pipeline; its id."""
+        pipeline, version = self._upload(distillation, image)
+        place = self._experiment(experiment)
+        run = self._ask(
+            lambda: self._client.run_pipeline(
+                place,
+                run_name,
+                pipeline_id=pipeline,
+                version_id=version,
+                service_account=service_account or distillation.spec.execution.service_account,
+            ),
+            once=True,
+        )
+        return str(run.run_id)
+
+    def link(self, run: str) -> str:
+        """The page of a run."""
+        return self._page(f"runs/details/{run}")
+
+    def wait(
+        self, run: str, progress: Progress, stop: StopRequest, *, timeout: float | None = None, every: float = 5.0
+    ) -> None:
+        """Until a run has ended, telling what its tasks do.
+
+        Raises:
+            WorkError: it failed, with what the failed task said; it was cancelled; or it took longer than `timeout`
+                seconds, and still runs.
+            Stopped: a stop was asked for; the run goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        seen: dict[str, str] = {}
+        while True:
+            found = self._ask(lambda: self._client.get_run(run))
+            tasks = (found.run_details.task_details or []) if found.run_details is not None else []
+            for task in tasks:
+                name, state = task.display_name or "", task.state or ""
+                if name and state and not name.endswith(_INNER) and seen.get(task.task_id) != state:
+                    seen[task.task_id] = state
+                    progress.say(f"{name:<24} {state.lower()}")
+            if found.state == "SUCCEEDED":
+                return
+            if found.state in _DONE:
+                raise WorkError(f"{self.link(run)}: {found.state.lower()}{_reason(found, tasks)}")
+            if deadline is not None and time.monotonic() > deadline:
+                raise WorkError(f"{self.link(run)}: still {(found.state or 'pending').lower()} after {timeout:g} s")
+            until = time.monotonic() + every
+            while time.monotonic() < until:
+                stop.check()
+                time.sleep(min(0.1, every))
+
+    def schedule(
+        self,
+        distillation: Distillation,
+        cron: str,
+        *,
+        experiment: str,
+        service_account: str | None = None,
+        image: str | None = None,
+    ) -> tuple[Schedule, bool]:
+        """Have a spec's pipeline run at the times of a cron expression; whether that replaced another schedule.
+
+        A run that is due while the one before still works waits; what was missed is not made up for.
+        Kubeflow cannot change a recurring run, so the new one is made before the old one is deleted.
+        """
+        name, six = pipeline_name(distillation), six_fields(cron)
+        old = [entry for entry in self.schedules() if entry.name == name]
+        pipeline, version = self._upload(distillation, image)
+        place = self._experiment(experiment)
+        made = self._ask(
+            lambda: self._client.create_recurring_run(
+                place,
+                name,
+                cron_expression=six,
+                max_concurrency=1,
+                no_catchup=True,
+                pipeline_id=pipeline,
+                version_id=version,
+                enabled=all(entry.enabled for entry in old),
+                service_account=service_account or distillation.spec.execution.service_account,
+            ),
+            once=True,
+        )
+        for entry in old:
+            self._ask(lambda entry=entry: self._client.delete_recurring_run(entry.id))  # type: ignore[misc]
+        return self._schedule(made), bool(old)
+
+    def schedules(self) -> list[Schedule]:
+        """All schedules of limbeck's."""
+        found, token = list[Schedule](), ""
+        while True:
+            page = self._ask(
+                lambda token=token: self._client.list_recurring_runs(  # type: ignore[misc]
+                    page_token=token, page_size=_PAGE, namespace=self._access.namespace
+                )
+            )
+            found += [self._schedule(entry) for entry in page.recurring_runs or []]
+            token = page.next_page_token
+            if not token:
+                return sorted((s for s in found if s.name.startswith("limbeck-")), key=lambda entry: entry.name)
+
+    def pause(self, name: str) -> None:
+        """Have a schedule start nothing until it is resumed."""
+        for entry in self._named(name):
+            self._ask(lambda entry=entry: self._client.disable_recurring_run(entry.id))  # type: ignore[misc]
+
+    def resume(self, name: str) -> None:
+        """Have a paused schedule go on."""
+        for entry in self._named(name):
+            self._ask(lambda entry=entry: self._client.enable_recurring_run(entry.id))  # type: ignore[misc]
+
+    def unschedule(self, name: str) -> None:
+        """Delete a schedule; its runs stay."""
+        for entry in self._named(name):
+            self._ask(lambda entry=entry: self._client.delete_recurring_run(entry.id))  # type: ignore[misc]
+
+    def _named(self, name: str) -> list[Schedule]:
+        all_ = self.schedules()
+        found = [entry for entry in all_ if entry.name in (name, f"limbeck-{name}")]
+        if not found:
+            allowed = ", ".join(entry.name for entry in all_) or "nothing is scheduled"
+            raise InputError(name, f"no such schedule at {self._shown}", allowed)
+        return found
+
+    def _upload(self, distillation: Distillation, image: str | None) -> tuple[str, str]:
+        """The ids of the pipeline and of its version; equal specs are one version."""
+        check_for_cluster(distillation.spec)
+        name, space = pipeline_name(distillation), self._access.namespace
+        with tempfile.TemporaryDirectory() as folder:
+            file = f"{folder}/pipeline.yaml"
+            compile_to(build(distillation, image), file)
+            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+
+            def pipeline() -> str:
+                found = self._client.get_pipeline_id(name)
+                return str(found or self._client.upload_pipeline(file, name, namespace=space).pipeline_id)
+
+            pipeline_id = self._ask(pipeline, again_on_conflict=True)
+
+            def version() -> str:
+                found = self._version(pipeline_id, digest)
+                if found is not None:
+                    return found
+                made = self._client.upload_pipeline_version(file, digest, pipeline_id=pipeline_id)
+                return str(made.pipeline_version_id)
+
+            return pipeline_id, self._ask(version, again_on_conflict=True)
+
+    def _version(self, pipeline: str, name: str) -> str | None:
+        token = ""
+        while True:
+            page = self._client.list_pipeline_versions(pipeline, page_token=token, page_size=_PAGE)
+            for entry in page.pipeline_versions or []:
+                if entry.display_name == name:
+                    return str(entry.pipeline_version_id)
+            token = page.next_page_token
+            if not token:
+                return None
+
+    def _experiment(self, name: str) -> str:
+        found = self._ask(lambda: self._client.create_experiment(name, namespace=self._access.namespace))
+        return str(found.experiment_id)
+
+    def _schedule(self, entry: Any) -> Schedule:
+        cron = entry.trigger.cron_schedule if entry.trigger is not None else None
+        return Schedule(
+            entry.recurring_run_id,
+            entry.display_name,
+            cron.cron if cron is not None else "",
+            entry.status != "DISABLED" and entry.mode != "DISABLE",
+            int(entry.max_concurrency or 1),
+            self._page(f"recurringrun/details/{entry.recurring_run_id}"),
+        )
+
+    @property
+    def _shown(self) -> str:
+        return redact_url(self._access.host)
+
+    def _page(self, place: str) -> str:
+        host = self._shown if "://" in self._shown else f"https://{self._shown}"
+        return f"{host.rstrip('/')}/#/{place}"
+
+    def _ask(self, call: Callable[[], T], *, once: bool = False, again_on_conflict: bool = False) -> T:
+        """Ask Kubeflow, again where that may help.
+
+        Args:
+            call: asks.
+            once: whether asking a second time could do something twice, where the answer to the first was lost.
+            again_on_conflict: whether what is there already, by somebody who was faster, is found when asked again.
+        """
+        pause = _FIRST_PAUSE
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with _quiet():
+                    return call()
+            except kfp_server_api.ApiException as error:
+                status = error.status or 0
+                conflict = status == 409 and again_on_conflict
+                passing = status == 503 or (status >= 500 and not once)  # 503: nobody was there to do anything
+                if attempt == _ATTEMPTS or not (conflict or passing):
+                    raise self._explained(error) from None
+            except urllib3.exceptions.HTTPError as error:
+                if attempt == _ATTEMPTS or once:
+                    reason = " ".join(str(getattr(error, "reason", error)).split())
+                    raise WorkError(f"Kubeflow at {self._shown} does not answer: {redact_url(reason)}") from None
+            time.sleep(pause)
+            pause *= 2
+        raise AssertionError
+
+    def _explained(self, error: Any) -> Exception:
+        status, where = error.status, f"Kubeflow at {self._shown}"
+        message = _message(error)
+        if status == 401:
+            return InputError(
+                where, "it does not know who is asking (401)", "--token, --token-file, --cookies or --iap-client"
+            )
+        if status == 403:
+            return InputError(where, f"not allowed (403): {message}", "other credentials, or --namespace")
+        if status == 404:
+            return InputError(where, f"not there (404): {message}", "the URL that ends before /apis/v2beta1")
+        if status == 400:
+            return InputError(where, message, "")
+        return WorkError(f"{where} answers {status}: {message}")
+
+
+def six_fields(cron: str) -> str:
+    """A cron expression as Kubeflow has it, with seconds first.
+
+    Raises:
+        InputError: it is none.
+    """
+    from cronsim import CronSim, CronSimError
+
+    fields = cron.split()
+    if len(fields) not in (5, 6):
+        raise InputError("--cron", f"{cron!r} has {len(fields)} fields", "5: minute hour day month weekday; or 6")
+    from datetime import UTC, datetime
+
+    try:
+        CronSim(" ".join(fields[-5:]), datetime.now(UTC))
+    except CronSimError as error:
+        raise InputError("--cron", f"{cron!r}: {error}", "such as '0 3 * * 1', Mondays at three") from None
+    if len(fields) == 6 and not fields[0].isdecimal():
+        raise InputError("--cron", f"{fields[0]!r} as the second", "a number; limbeck runs at most once a minute")
+    return cron if len(fields) == 6 else f"0 {' '.join(fields)}"
+
+
+def next_runs(cron: str, time_zone: str, count: int) -> list[str]:
+    """The next times of a cron expression in a time zone.
+
+    Raises:
+        InputError: either is none.
+    """
+    from datetime import datetime
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    from cronsim import CronSim
+
+    five = " ".join(six_fields(cron).split()[1:])
+    try:
+        zone = ZoneInfo(time_zone)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise InputError("--time-zone", f"{time_zone!r} is none", "a name such as Europe/Berlin") from None
+    times = CronSim(five, datetime.now(zone))
+    return [next(times).strftime("%Y-%m-%d %H:%M %Z") for _ in range(count)]
+
+
+def _reason(run: Any, tasks: list[Any]) -> str:
+    """What the failed tasks have said, innermost last."""
+    said = [
+        f"{task.display_name}: {task.error.message}"
+        for task in tasks
+        if task.state == "FAILED" and task.error is not None and task.error.message
+    ]
+    if not said and run.error is not None and run.error.message:
+        said = [run.error.message]
+    failed = [
+        task.display_name for task in tasks if task.state == "FAILED" and not (task.display_name or "").endswith(_INNER)
+    ]
+    if not said and failed:
+        said = [f"task {failed[-1]}, whose log says why"]
+    return f": {redact_url(' '.join(said[-1].split()))}" if said else ""
+
+
+def _message(error: Any) -> str:
+    import json
+
+    try:
+        text = str(json.loads(error.body)["message"])
+    except (ValueError, TypeError, KeyError):
+        text = str(error.reason)
+    return redact_url(" ".join(text.split())[:300])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The client prints links on standard output, which is the command's own."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
