@@ -54,7 +54,8 @@ def test_every_file_that_it_names_is_there():
         assert (ROOT / link).exists(), link
     (tree,) = re.findall(r"```\n(src/limbeck/.*?)```", README, flags=re.DOTALL)
     for name in re.findall(r"[\w-]+\.py", tree):
-        assert list((ROOT / "src/limbeck").rglob(name)), name
+        folders = (ROOT / folder for folder in ("src", "components", "pipelines"))
+        assert any(list(folder.rglob(name)) for folder in folders), name
 
 
 def test_the_commands_that_it_shows_exist():
@@ -87,3 +88,17 @@ def test_imports_run_one_way():
                 assert floor_of[names[0]] >= own, f"{'/'.join(parts)} imports limbeck.{module}"
             if parts[0] == "stages" and names[0] == "stages" and parts[1] != "graph":
                 assert names[1] in ("task", "graph"), f"{'/'.join(parts)} imports the stage {names[1]}"
+
+
+def test_packages_import_one_way():
+    """limbeck_pipelines -> limbeck_components -> limbeck; but for the command that looks the pipeline up when asked."""
+    packages = {"limbeck": "src", "limbeck_components": "components", "limbeck_pipelines": "pipelines"}
+    order = list(packages)
+    for name, folder in packages.items():
+        for path in (ROOT / folder / name).rglob("*.py"):
+            above = order[order.index(name) + 1 :]
+            found = re.findall(r"^(\s*)(?:from|import) (limbeck\w*)", path.read_text(), flags=re.MULTILINE)
+            wrong = [
+                module for indent, module in found if module in above and not (indent and path.stem == "cli_pipeline")
+            ]
+            assert not wrong, f"{path} imports {wrong[0]}"

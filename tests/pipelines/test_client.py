@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -277,3 +279,23 @@ def test_the_stand_in_is_strict(kubeflow):
     for document in ({"nmae": "a"}, {"runtime_config": {"paramters": {}}}):
         with pytest.raises(Refused, match="unknown field"):
             checked(document, "V2beta1Run")
+
+
+def test_without_the_extra_all_else_works_and_a_pipeline_says_what_to_install(photos):
+    """As after `pip install limbeck`: a process that cannot import what the extra brings."""
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("kfp", "kfp_server_api", "kubernetes", "cronsim")))  # None: it cannot be imported
+from limbeck.cli import main
+main()
+"""
+    for arguments, exit_code, phrase in (
+        (["validate", "--offline", photos], 0, "valid"),
+        (["pipeline", "--help"], 0, "submit"),
+        (["pipeline", "compile", photos, "-o", "x.yaml"], 2, "pip install 'limbeck[kubeflow]'"),
+        (["pipeline", "submit", photos, "--host", "http://h"], 2, "pip install 'limbeck[kubeflow]'"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+        assert done.returncode == exit_code, done.stderr
+        assert phrase in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr

@@ -49,7 +49,9 @@ def test_killed_twice_it_ends_with_the_bytes_of_limbeck_run(tmp_path):
     assert {path.split("/")[0] for path in done} >= {"ingest", "teacher", "targets", "trajectories", "select"}
     last = LimbeckProcess("pipeline", "run", spec, "--local", cwd=tmp_path, environment=ALONE)
     assert last.ends(400) == 0, last.err
-    assert [line.split()[0] for line in last.problems] == TASKS
+    tasks = [line.split()[0] for line in last.problems]
+    assert sorted(tasks) == sorted(TASKS)
+    assert (tasks[:6], tasks[-3:]) == (TASKS[:6], TASKS[-3:])  # between them any order will do
     assert done.items() <= manifests(output).items()
     mine, theirs = result_files(output), result_files(calm)
     assert {name: digest for name, digest in mine.items() if not name.startswith("mlruns")} == theirs
