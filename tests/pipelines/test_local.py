@@ -31,7 +31,8 @@ def test_killed_twice_it_ends_with_the_bytes_of_limbeck_run(tmp_path):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     changes = {"tracking": {"uri": store}, "registry.name": "tiny-set"}
     calm, output = tmp_path / "calm", tmp_path / "out"
-    once = LimbeckProcess("run", write_tiny(tmp_path / "calm.yaml", calm), cwd=tmp_path, environment=ALONE)
+    plain = write_tiny(tmp_path / "calm.yaml", calm, {"registry.name": "tiny-set"})
+    once = LimbeckProcess("run", plain, cwd=tmp_path, environment=ALONE)
     assert once.ends() == 0, once.err
     spec = write_tiny(tmp_path / "spec.yaml", output, changes)
     log = output / "work" / "pipeline" / "tiny" / "pipeline.log"
