@@ -24,7 +24,7 @@ from limbeck.kubeflow import Access
 from limbeck.progress import Progress
 from limbeck.redact import redact_url
 from limbeck.spec import Distillation
-from limbeck_pipelines.distillation import build, check_for_cluster, compile_to, pipeline_name
+from limbeck_pipelines.distillation import PREFIX, build, check_for_cluster, compile_to, pipeline_name
 
 _ATTEMPTS, _FIRST_PAUSE = 5, 1.0  # of a request that Kubeflow answers with 5xx, and seconds before the second
 _DONE = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
@@ -82,7 +82,6 @@ class Kubeflow:
                 cookies=access.cookies,
                 credentials=volume,
                 ssl_ca_cert=access.ca_file,
-                namespace=access.namespace or "kubeflow",
             )
 
     def submit(
@@ -182,17 +181,15 @@ class Kubeflow:
 
     def schedules(self) -> list[Schedule]:
         """All schedules of limbeck's."""
-        found, token = list[Schedule](), ""
-        while True:
-            page = self._ask(
-                lambda token=token: self._client.list_recurring_runs(  # type: ignore[misc]
-                    page_token=token, page_size=_PAGE, namespace=self._access.namespace
-                )
+        space = self._access.namespace
+
+        def all_() -> list[Schedule]:
+            pages = _pages(
+                lambda token: self._client.list_recurring_runs(token, _PAGE, namespace=space), "recurring_runs"
             )
-            found += [self._schedule(entry) for entry in page.recurring_runs or []]
-            token = page.next_page_token
-            if not token:
-                return sorted((s for s in found if s.name.startswith("limbeck-")), key=lambda entry: entry.name)
+            return [self._schedule(entry) for entry in pages if (entry.display_name or "").startswith(PREFIX)]
+
+        return sorted(self._ask(all_), key=lambda entry: entry.name)
 
     def pause(self, name: str) -> None:
         """Have a schedule start nothing until it is resumed."""
@@ -211,7 +208,7 @@ class Kubeflow:
 
     def _named(self, name: str) -> list[Schedule]:
         all_ = self.schedules()
-        found = [entry for entry in all_ if entry.name in (name, f"limbeck-{name}")]
+        found = [entry for entry in all_ if entry.name in (name, f"{PREFIX}{name}")]
         if not found:
             allowed = ", ".join(entry.name for entry in all_) or "nothing is scheduled"
             raise InputError(name, f"no such schedule at {self._shown}", allowed)
@@ -227,7 +224,7 @@ class Kubeflow:
             digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
             def pipeline() -> str:
-                found = self._client.get_pipeline_id(name)
+                found = self._pipeline(name)
                 return str(found or self._client.upload_pipeline(file, name, namespace=space).pipeline_id)
 
             pipeline_id = self._ask(pipeline, again_on_conflict=True)
@@ -241,16 +238,15 @@ class Kubeflow:
 
             return pipeline_id, self._ask(version, again_on_conflict=True)
 
+    def _pipeline(self, name: str) -> str | None:
+        """Its id; the client's own search does not see a namespace's private pipelines."""
+        space = self._access.namespace
+        pages = _pages(lambda token: self._client.list_pipelines(token, _PAGE, namespace=space), "pipelines")
+        return next((str(entry.pipeline_id) for entry in pages if entry.display_name == name), None)
+
     def _version(self, pipeline: str, name: str) -> str | None:
-        token = ""
-        while True:
-            page = self._client.list_pipeline_versions(pipeline, page_token=token, page_size=_PAGE)
-            for entry in page.pipeline_versions or []:
-                if entry.display_name == name:
-                    return str(entry.pipeline_version_id)
-            token = page.next_page_token
-            if not token:
-                return None
+        pages = _pages(lambda token: self._client.list_pipeline_versions(pipeline, token, _PAGE), "pipeline_versions")
+        return next((str(entry.pipeline_version_id) for entry in pages if entry.display_name == name), None)
 
     def _experiment(self, name: str) -> str:
         found = self._ask(lambda: self._client.create_experiment(name, namespace=self._access.namespace))
@@ -316,6 +312,17 @@ class Kubeflow:
         if status == 400:
             return InputError(where, message, "")
         return WorkError(f"{where} answers {status}: {message}")
+
+
+def _pages(ask: Callable[[str], Any], name: str) -> Iterator[Any]:
+    """The entries of all pages of a list."""
+    token = ""
+    while True:
+        page = ask(token)
+        yield from getattr(page, name) or []
+        token = page.next_page_token
+        if not token:
+            return
 
 
 def six_fields(cron: str) -> str:

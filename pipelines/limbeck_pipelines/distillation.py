@@ -25,6 +25,7 @@ from limbeck_components.teacher.component import teacher
 from limbeck_components.trajectories.component import trajectories
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+PREFIX = "limbeck-"  # of the names of pipelines and schedules
 _DESCRIPTION = "Distils an image dataset into a small synthetic one that pre-trains encoders."
 
 
@@ -55,7 +56,7 @@ def check_for_cluster(spec: DistillationSpec) -> None:
 
 def pipeline_name(distillation: Distillation) -> str:
     """Of the pipeline, and of its schedule."""
-    return f"limbeck-{distillation.metadata.name}"
+    return f"{PREFIX}{distillation.metadata.name}"
 
 
 def build(distillation: Distillation, image: str | None = None) -> graph_component.GraphComponent:
@@ -83,7 +84,7 @@ def build_for_any() -> graph_component.GraphComponent:
     """The pipeline for any spec, which whoever starts a run pastes in; its pods ask for nothing in particular."""
     pods = _Pods(Execution(), IMAGE)
 
-    @dsl.pipeline(name="limbeck-distillation", description=_DESCRIPTION)  # type: ignore[untyped-decorator]
+    @dsl.pipeline(name=f"{PREFIX}distillation", description=_DESCRIPTION)  # type: ignore[untyped-decorator]
     def pipeline(spec: str) -> None:
         _wire(spec, pods, ["distilled", *get_args(Baseline)])
 

@@ -172,7 +172,8 @@ class Kubeflow:
         return {}
 
     def _list(self, place: dict[str, Any], name: str, query: dict[str, list[str]]) -> dict[str, Any]:
-        entries = list(place.values())
+        space = query.get("namespace", [""])[0]
+        entries = [entry for entry in place.values() if entry.get("namespace", "") == space]
         for condition in json.loads(unquote(query.get("filter", ["{}"])[0])).get("predicates", []):
             value = condition.get("string_value", condition.get("stringValue"))
             key = {"name": "display_name"}.get(condition["key"], condition["key"])
@@ -192,10 +193,10 @@ class Kubeflow:
         return content.decode() if isinstance(content, bytes) else str(content)
 
     def _upload(self, request: BaseHTTPRequestHandler, query: dict[str, list[str]], body: bytes) -> dict[str, Any]:
-        name = query["name"][0]
-        if any(entry["display_name"] == name for entry in self.pipelines.values()):
+        name, space = query["name"][0], query.get("namespace", [""])[0]
+        if (name, space) in {(entry["display_name"], entry.get("namespace", "")) for entry in self.pipelines.values()}:
             raise Refused(409, f"the name {name} is taken")
-        entry = {"pipeline_id": self._id(), "display_name": name, "name": name}
+        entry = {"pipeline_id": self._id(), "display_name": name, "name": name, "namespace": space}
         self.pipelines[entry["pipeline_id"]] = entry
         self._version_of(entry["pipeline_id"], name, self._file(request, body))
         return entry

@@ -73,6 +73,15 @@ def test_equal_specs_are_one_version_and_another_spec_is_another(limbeck, kubefl
     assert versions[0] == versions[1] != versions[2]
 
 
+def test_a_namespace_has_pipelines_and_experiments_of_its_own(limbeck, kubeflow, photos):
+    for _ in range(2):
+        for space in ("team", "other"):
+            done = limbeck("pipeline", "submit", photos, "--host", kubeflow.host, "--namespace", space)
+            assert done.code == 0, done.err
+    assert sorted(entry["namespace"] for entry in kubeflow.pipelines.values()) == ["other", "team"]
+    assert sorted(entry["namespace"] for entry in kubeflow.experiments.values()) == ["other", "team"]
+
+
 def test_waiting_tells_what_tasks_do_and_ends_with_the_run(limbeck, kubeflow, photos):
     kubeflow.script = [
         state("PENDING"),
