@@ -67,7 +67,7 @@ def with_cluster(distillation: Distillation, stage: str) -> Iterator[Distillatio
 def _name(run: str, stage: str, pod: str) -> str:
     """Of the cluster: another one for every pod, so that a retry does not meet its predecessor's."""
     digest = json_digest(pod)[:10]
-    return f"{run[: LONGEST_NAME - len(stage) - len(digest) - 2]}-{stage}-{digest}"
+    return f"lb-{run[: LONGEST_NAME - len(stage) - len(digest) - 5]}-{stage}-{digest}"  # begins with a letter, always
 
 
 def _owner(core: Any, pod: str, namespace: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import InputError, WorkError
 from limbeck.interrupt import Stopped
-from limbeck.redact import redact_url
+from limbeck.redact import redact_strings, redact_url
 from limbeck.spec import Distillation, StageName
 from limbeck.specfile import SpecError, read_spec
 from limbeck.workplace import recorded, start_sender, workshop
@@ -156,6 +156,9 @@ def _opened(name: StageName | None, spec: str, sources: str) -> Iterator[tuple[R
     sender = None
     if name is not None and (settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
         sender = start_sender(settings, lambda line: print(line, file=sys.stderr))  # noqa: T201
+    elif name == "register" and settings.tracking.enabled and settings.registry.name is not None:
+        allowed = "spec.tracking.uri, or MLFLOW_TRACKING_URI from spec.execution.secrets"
+        raise InputError("spec.registry.name", "no MLflow is known here", allowed)
     from limbeck.runner import Run
 
     with ExitStack() as stack:
@@ -190,7 +193,7 @@ def _describe(output: dsl.Artifact, result: Result, shop: Workshop) -> None:
     output.metadata.update(
         {
             **record,
-            "settings": json.dumps(manifest.section, sort_keys=True),
+            "settings": json.dumps(redact_strings(manifest.section), sort_keys=True),
             "files": len(manifest.files),
             "bytes": sum(entry.size for entry in manifest.files),
             "seconds": manifest.made.seconds,

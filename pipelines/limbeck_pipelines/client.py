@@ -94,8 +94,8 @@ class Kubeflow:
         image: str | None = None,
     ) -> str:
         """Start a run of a spec's pipeline; its id."""
-        pipeline, version = self._upload(distillation, image)
         place = self._experiment(experiment)
+        pipeline, version = self._upload(distillation, image)
         run = self._ask(
             lambda: self._client.run_pipeline(
                 place,
@@ -159,8 +159,8 @@ class Kubeflow:
         """
         name, six = pipeline_name(distillation), six_fields(cron)
         old = [entry for entry in self.schedules() if entry.name == name]
-        pipeline, version = self._upload(distillation, image)
         place = self._experiment(experiment)
+        pipeline, version = self._upload(distillation, image)
         made = self._ask(
             lambda: self._client.create_recurring_run(
                 place,
@@ -250,6 +250,10 @@ class Kubeflow:
 
     def _experiment(self, name: str) -> str:
         found = self._ask(lambda: self._client.create_experiment(name, namespace=self._access.namespace))
+        if not found.experiment_id:  # the client takes any answer, a proxy's login page too
+            raise InputError(
+                self._shown, "something answers that is not Kubeflow, a login page say", "other credentials"
+            )
         return str(found.experiment_id)
 
     def _schedule(self, entry: Any) -> Schedule:

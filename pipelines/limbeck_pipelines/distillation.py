@@ -11,6 +11,7 @@ from kfp.dsl import graph_component, pipeline_task
 from limbeck.errors import InputError
 from limbeck.redact import redact_url
 from limbeck.spec import Baseline, Distillation, DistillationSpec, Execution, Resources, StageName
+from limbeck.tracking.place import database
 from limbeck_components.base import IMAGE
 from limbeck_components.distill.component import distill
 from limbeck_components.encoders.component import encoders
@@ -26,6 +27,7 @@ from limbeck_components.trajectories.component import trajectories
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 PREFIX = "limbeck-"  # of the names of pipelines and schedules
+_FOR_EVER = "31536000s"  # Argo counts the work itself, too, and would end a retry when it is over
 _DESCRIPTION = "Distils an image dataset into a small synthetic one that pre-trains encoders."
 
 
@@ -46,7 +48,14 @@ def check_for_cluster(spec: DistillationSpec) -> None:
         places["spec.teacher.checkpoint"] = spec.teacher.checkpoint
     if spec.distill.warm_start is not None:
         places["spec.distill.warmStart"] = spec.distill.warm_start
+    if spec.tracking.enabled and spec.tracking.uri is not None:
+        file = database(spec.tracking.uri)
+        places["spec.tracking.uri"] = spec.tracking.uri if file is None else str(file)
     for field, uri in places.items():
+        if redact_url(uri) != uri:
+            raise InputError(
+                field, f"{redact_url(uri)} has credentials, which Kubeflow shows", "spec.execution.secrets"
+            )
         local = not _URL.match(uri) or uri.startswith("file:")
         path = PurePosixPath(uri.removeprefix("file://"))
         if local and not any(path.is_relative_to(volume) for volume in volumes):
@@ -59,18 +68,23 @@ def pipeline_name(distillation: Distillation) -> str:
     return f"{PREFIX}{distillation.metadata.name}"
 
 
-def build(distillation: Distillation, image: str | None = None) -> graph_component.GraphComponent:
+def build(
+    distillation: Distillation, image: str | None = None, *, here: bool = False
+) -> graph_component.GraphComponent:
     """The pipeline of a spec.
 
     Args:
         distillation: the spec, which becomes the default of the pipeline's parameter.
         image: of all tasks; by default the spec's, else limbeck's own of this version.
+        here: whether it is run on this machine.
 
     Raises:
         InputError: a quantity that Kubeflow does not know.
     """
-    settings = distillation.spec
-    pods = _Pods(settings.execution, image or settings.execution.image or IMAGE)
+    settings, image = distillation.spec, image or distillation.spec.execution.image or IMAGE
+    execution = settings.execution.model_copy(update={"image": image})  # a Ray cluster of the run has it too
+    distillation = distillation.model_copy(update={"spec": settings.model_copy(update={"execution": execution})})
+    pods = _Pods(execution, image, here=here)
     methods = ["distilled", *settings.evaluate.baselines] if settings.evaluate.tasks else []
 
     @dsl.pipeline(name=pipeline_name(distillation), description=_DESCRIPTION)  # type: ignore[untyped-decorator]
@@ -123,8 +137,8 @@ def compile_to(pipeline: graph_component.GraphComponent, file: str | Path) -> No
 class _Pods:
     """What every task's pod is like."""
 
-    def __init__(self, execution: Execution, image: str) -> None:
-        self._execution, self._image = execution, image
+    def __init__(self, execution: Execution, image: str, *, here: bool = False) -> None:
+        self._execution, self._image, self._here = execution, image, here
 
     def prepare(
         self, task: pipeline_task.PipelineTask, stage: StageName | None, retries: int | None = None
@@ -135,10 +149,11 @@ class _Pods:
         task.set_container_image(self._image)
         tries = execution.backoff_limit if retries is None else retries
         if tries:
-            task.set_retry(tries, backoff_duration="10s", backoff_factor=2.0, backoff_max_duration="600s")
-        if execution.active_deadline_seconds is not None:
+            task.set_retry(tries, backoff_duration="30s", backoff_factor=1.0, backoff_max_duration=_FOR_EVER)
+        if execution.active_deadline_seconds is not None and retries is None:
             kubernetes.set_timeout(task, execution.active_deadline_seconds)
-        task.set_env_variable("HOME", "/tmp")  # noqa: S108 - the pod's own; whoever runs it may have no home
+        if not self._here:
+            task.set_env_variable("HOME", "/tmp")  # noqa: S108 - the pod's own; whoever runs it may have no home
         kubernetes.use_field_path_as_env(task, "LIMBECK_POD_NAME", "metadata.name")
         for secret in execution.secrets:
             for variable, key in secret.environment.items():

@@ -33,10 +33,11 @@ def here(distillation: Distillation) -> Distillation:
     if "://" not in spec["output"]["uri"]:
         spec["output"]["uri"] = str(Path(spec["output"]["uri"]).absolute())
     if spec["tracking"]["enabled"]:
-        uri = tracking_uri(spec["tracking"]["uri"])
-        file = database(uri)
-        spec["tracking"]["uri"] = uri if file is None else f"sqlite:///{file.absolute()}"
+        file = database(tracking_uri(spec["tracking"]["uri"]))
+        if file is not None:  # else tasks see the same variables, and a password in them goes into no spec
+            spec["tracking"]["uri"] = f"sqlite:///{file.absolute()}"
     spec["execution"]["backoffLimit"] = 0
+    spec["execution"]["ray"]["cluster"] = None  # there is no Kubernetes here
     return Distillation.model_validate_json(json.dumps(document))
 
 
@@ -141,7 +142,7 @@ def main() -> None:
     distillation = Distillation.model_validate_json(sys.stdin.read())
     runner = local.SubprocessRunner(use_venv=False)
     local.init(runner=runner, pipeline_root=sys.argv[1], raise_on_error=True)
-    build(distillation)()
+    build(distillation, here=True)()
 
 
 if __name__ == "__main__":

@@ -633,7 +633,9 @@ class Execution(Section):
         default_factory=list[Name], max_length=20, description="Secrets that the image is pulled with."
     )
     suspend: bool = Field(False, description="Do not start; stop when running.")
-    active_deadline_seconds: Count | None = Field(None, description="Longest time that a run may take.")
+    active_deadline_seconds: Count | None = Field(
+        None, description="Longest time that a run may take; on Kubeflow, each of its tasks."
+    )
     backoff_limit: int = Field(3, ge=0, le=100, description="Retries before the run has failed.")
     ttl_seconds_after_finished: int | None = Field(
         None, ge=0, le=2**31 - 1, description="Delete the finished run after this time."

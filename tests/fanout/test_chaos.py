@@ -67,7 +67,8 @@ def test_ten_dead_workers_and_a_dead_head_cost_nothing_but_time(tmp_path):
     assert set(map(int, done)) <= set(range(EXPERTS))  # a kill between the commit of one and its line takes the line
     assert max(done.values()) == 1  # none that was finished was trained again
     from_nothing = Counter(index for index, step in starts(output) if step == 0)
-    assert max(from_nothing.values()) <= 2, from_nothing  # each at most once more than needed
+    # a kill within the tenth of a second before the first save costs an expert its start, of two that are at work
+    assert sum(from_nothing.values()) - EXPERTS <= KILLS, from_nothing
     print(f"{len(starts(output))} starts, {sum(from_nothing.values())} of them from step 0")  # noqa: T201
     made = {name: digest for name, digest in result_files(output).items() if not name.startswith("logs/")}
     assert len([name for name in made if name.startswith("expert/")]) == EXPERTS

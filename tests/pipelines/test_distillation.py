@@ -93,7 +93,7 @@ def test_every_setting_of_execution_reaches_the_tasks_that_it_is_for(tmp_path):
         assert settings["secretAsEnv"][0]["keyToEnv"][0]["secretKey"] == "token"
         assert settings["secretAsVolume"][0]["mountPath"] == "/var/secrets/bucket"
         assert settings["pvcMount"][0]["mountPath"] == "/scratch"
-        assert settings["activeDeadlineSeconds"] == "7200"
+        assert settings.get("activeDeadlineSeconds") == (None if name == "outcome" else "7200")
     for name in ("teacher", "trajectories", "distill", "evaluate", "encoders"):
         wanted = executor(pipeline, name)["resources"]
         accelerator = wanted["accelerator"]
@@ -135,6 +135,7 @@ def test_nothing_is_installed_when_a_task_starts(tmp_path):
         ("output", {"uri": "file:///data/out"}, "spec.output.uri"),
         ("source", {"uri": "pictures", "imageSize": 32}, "spec.source.uri"),
         ("teacher", {"algorithm": "pretrained", "checkpoint": "teacher.pt"}, "spec.teacher.checkpoint"),
+        ("tracking", {"uri": "sqlite:///mlflow.db"}, "spec.tracking.uri"),
         ("distill", {"size": 10, "warmStart": "earlier"}, "spec.distill.warmStart"),
     ],
 )
@@ -143,6 +144,13 @@ def test_a_place_that_no_pod_sees_is_refused(field, value, where):
     with pytest.raises(InputError, match=r"is on this machine; a URL such as gs://") as refusal:
         check_for_cluster(distillation("x", settings).spec)
     assert refusal.value.where == where
+
+
+def test_credentials_in_a_spec_are_refused_where_kubeflow_would_show_them():
+    settings = {**SPECS["cpu"], "tracking": {"uri": "https://ana:hidden@mlflow.example"}}
+    with pytest.raises(InputError, match="has credentials, which Kubeflow shows") as refusal:
+        check_for_cluster(distillation("x", settings).spec)
+    assert "hidden" not in str(refusal.value)
 
 
 def test_folders_of_a_volume_and_digits_are_places_that_pods_see():

@@ -134,7 +134,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{time.time_ns()}-{os.getpid()}.jsonl"
         unlocked = self.path.with_suffix(".new")
-        self._file = unlocked.open("a", encoding="utf-8")
+        self._file = unlocked.open("a+", encoding="utf-8")  # NFS shares a lock only with who may read
         fcntl.flock(self._file, fcntl.LOCK_SH)  # shared with the sender, which may outlive the command
         unlocked.rename(self.path)  # nobody sees it without its lock
 
@@ -213,7 +213,7 @@ def others(folder: Path, own: Path) -> list[Path]:
 def claimed(path: Path) -> Iterator[bool]:
     """Whether the journal's command and its sender are gone; nobody else will send it, inside the block."""
     try:
-        handle = path.open("rb")
+        handle = path.open("r+b")  # and gives one alone only to who may write
     except FileNotFoundError:
         yield False
         return
