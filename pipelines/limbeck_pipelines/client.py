@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import re
 import tempfile
 import time
 import warnings
@@ -28,7 +29,7 @@ from limbeck_pipelines.distillation import PREFIX, build, check_for_cluster, com
 
 _ATTEMPTS, _FIRST_PAUSE = 5, 1.0  # of a request that Kubeflow answers with 5xx, and seconds before the second
 _DONE = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
-_INNER = ("-driver", "root")  # tasks that are Kubeflow's own
+_INNER = re.compile(r"executor.*|exit-handler.*|root.*|.*-driver")  # tasks that are Kubeflow's own
 _PAGE = 100
 
 T = TypeVar("T")
@@ -129,7 +130,7 @@ class Kubeflow:
             tasks = (found.run_details.task_details or []) if found.run_details is not None else []
             for task in tasks:
                 name, state = task.display_name or "", task.state or ""
-                if name and state and not name.endswith(_INNER) and seen.get(task.task_id) != state:
+                if name and state and not _INNER.fullmatch(name) and seen.get(task.task_id) != state:
                     seen[task.task_id] = state
                     progress.say(f"{name:<24} {state.lower()}")
             if found.state == "SUCCEEDED":
@@ -381,7 +382,7 @@ def _reason(run: Any, tasks: list[Any]) -> str:
     if not said and run.error is not None and run.error.message:
         said = [run.error.message]
     failed = [
-        task.display_name for task in tasks if task.state == "FAILED" and not (task.display_name or "").endswith(_INNER)
+        task.display_name for task in tasks if task.state == "FAILED" and not _INNER.fullmatch(task.display_name or "")
     ]
     if not said and failed:
         said = [f"task {failed[-1]}, whose log says why"]
