@@ -9,6 +9,8 @@ from typing import Any
 import docstring_parser
 import yaml
 
+from limbeck.tracking.card import markdown_table
+
 COMPONENTS = (
     "fingerprint",
     "ingest",
@@ -48,8 +50,7 @@ def _readme(name: str) -> str:
 def _table(title: str, rows: list[tuple[str, str, str]]) -> str:
     if not rows:
         return ""
-    lines = [("name", "type", ""), ("---", "---", "---"), *rows]
-    return f"## {title}\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return f"## {title}\n\n{markdown_table(('name', 'type', ''), rows)}"
 
 
 def _type(entry: Any) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from limbeck.interrupt import Stopped
 from limbeck.redact import redact_strings, redact_url
 from limbeck.spec import Distillation, StageName
 from limbeck.specfile import SpecError, read_spec
+from limbeck.tracking.card import markdown_table
+from limbeck.tracking.place import VARIABLE
 from limbeck.workplace import recorded, start_sender, workshop
 from limbeck_components.raycluster import with_cluster
 
@@ -154,7 +156,7 @@ def _opened(name: StageName | None, spec: str, sources: str) -> Iterator[tuple[R
     distillation = _read(spec)
     settings = distillation.spec
     sender = None
-    if name is not None and (settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+    if name is not None and (settings.tracking.uri or os.environ.get(VARIABLE)):
         sender = start_sender(settings, lambda line: print(line, file=sys.stderr))  # noqa: T201
     elif name == "register" and settings.tracking.enabled and settings.registry.name is not None:
         allowed = "spec.tracking.uri, or MLFLOW_TRACKING_URI from spec.execution.secrets"
@@ -236,12 +238,12 @@ def _accuracies(result: Result) -> str:
         (a.task, a.architecture, a.method, f"{a.label_fraction:g}", f"{100 * a.mean:.1f} ± {100 * a.deviation:.1f}")
         for a in summarize(read_scores(result.path / FILE))
     ]
-    return _table(("task", "architecture", "pre-trained on", "labels", "accuracy, %"), rows)
+    return markdown_table(("task", "architecture", "pre-trained on", "labels", "accuracy, %"), rows) + "\n"
 
 
 def _card(summary: Summary) -> str:
     rows = [(name, str(value)) for name, value in _outcome_of(summary).items()]
-    return f"# {summary.name}\n\n" + _table(("", ""), rows)
+    return f"# {summary.name}\n\n{markdown_table(('', ''), rows)}\n"
 
 
 def _outcome_of(summary: Summary) -> dict[str, Any]:
@@ -258,8 +260,3 @@ def _outcome_of(summary: Summary) -> dict[str, Any]:
         registered = summary.registered
         found |= {"registered": f"models:/{registered.name}/{registered.version}", "decision": registered.decision}
     return found | {name: link for name, link in summary.links.items() if name.startswith("mlflow")}
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -35,8 +35,9 @@ def card(request: Publish, *, as_file: bool) -> str:
         "encoder = limbeck.pretrain(encoder, distilled)\n```\n\nImages that the encoder is to see later are normalised "
         "with `distilled.mean` and `distilled.std`.",
         _evaluation(request),
-        "## Recipe\n\n" + _table(("setting", "value"), list(request.recipe.items())),
-        "## Lineage\n\n" + _table(("made from", "digest"), [(n, f"`{d[:16]}`") for n, d in request.lineage.items()]),
+        "## Recipe\n\n" + markdown_table(("setting", "value"), list(request.recipe.items())),
+        "## Lineage\n\n"
+        + markdown_table(("made from", "digest"), [(n, f"`{d[:16]}`") for n, d in request.lineage.items()]),
         f"## Spec\n\n```yaml\n{yaml.safe_dump(redact_strings(request.spec), sort_keys=False)}```" if as_file else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -64,10 +65,11 @@ def _evaluation(request: Publish) -> str:
             values = [gaps.get(fraction) for fraction in fractions]
             rows.append(("recovered gap", *("-" if value is None else f"{value:.2f}" for value in values)))
         heads = ("pre-trained on", *(f"{fraction:g} of the labels" for fraction in fractions))
-        parts.append(f"### {task}, {architecture}\n\n" + _table(heads, rows))
+        parts.append(f"### {task}, {architecture}\n\n" + markdown_table(heads, rows))
     return "\n\n".join(parts)
 
 
-def _table(heads: tuple[str, ...], rows: Sequence[Sequence[object]]) -> str:
-    lines = [heads, ("---",) * len(heads), *rows]
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown, without a newline at its end."""
+    lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
