@@ -137,8 +137,7 @@ def test_an_address_that_listens_and_never_answers(tmp_path, scheme):
         listener.listen()
         address = f"{scheme}127.0.0.1:{listener.getsockname()[1]}"
         problem = refused(tmp_path, address)
-    assert f"spec.execution.ray.address: {address}" in problem
-    assert re.search("gave no answer within 12 s|cannot connect|cannot submit", problem)
+    assert f"spec.execution.ray.address: {address} gave no answer; a running Ray cluster" in problem
 
 
 @pytest.mark.parametrize("address", ["somewhere", "host:", "ftp://host:1", "host:port", "http://host"])

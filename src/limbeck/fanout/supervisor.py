@@ -48,8 +48,11 @@ from limbeck.version import __version__
 _ADDRESS_FIELD = "spec.execution.ray.address"
 _ADDRESSES = "ray://HOST:PORT, HOST:PORT, http://HOST:PORT or auto"
 _KNOCK_SECONDS = 5.0
+_REACTION_SECONDS = 10.0  # of whatever listens there
+# how HTTP/2 begins: Ray's ports speak it, its dashboard refuses it, and one that wants TLS hangs up
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _START_SECONDS = 60.0  # of the driver
-_CONNECT_SECONDS = 12.0  # to a cluster
+_CONNECT_SECONDS = 90.0  # to a cluster that listens and reacts: its head may be busy, and ray:// starts a process there
 _LOCAL_SECONDS = 180.0  # of a Ray on this machine, which may be busy
 _STOP_SECONDS = 60.0
 _END_SECONDS = 15.0
@@ -157,7 +160,7 @@ class RayFanout:
 
     def _follow(self, driver: _Driver, job: Job, bar: Bar) -> Ended | None:
         """Show events until the last; None when the driver ends without one."""
-        shown, asked, patience = 0, False, _START_SECONDS
+        shown, asked, connected, patience = 0, False, False, _START_SECONDS
         deadline = time.monotonic() + patience
         while True:
             if self._stop.requested and not asked:
@@ -172,17 +175,18 @@ class RayFanout:
                     patience = _LOCAL_SECONDS if job.address is None else _CONNECT_SECONDS
                     deadline = time.monotonic() + patience
                 case Connected():
+                    connected = True
                     deadline = deadline if asked else float("inf")
                 case Said():
                     self._progress.say(f"{job.name}: {event.line}")
                 case Progress():
                     bar.advance(max(0, event.done - shown), event.note)
                     shown = max(shown, event.done)
+            if not connected and job.address is not None and driver.wrote("InvalidAuthToken"):  # Ray tries for ever
+                raise InputError(_ADDRESS_FIELD, f"{job.address}: {TOKEN_ADVICE}")
             if time.monotonic() > deadline:
                 if asked:
                     return Ended(stopped=True)
-                if driver.wrote("InvalidAuthToken"):  # Ray tries again and again
-                    raise InputError(_ADDRESS_FIELD, f"{job.address}: {TOKEN_ADVICE}")
                 raise InputError(
                     _ADDRESS_FIELD if job.address else "ray",
                     f"{job.address or 'Ray on this machine'} gave no answer within {patience:.0f} s",
@@ -317,7 +321,7 @@ def _place_of(address: str) -> tuple[str, int] | None:
 
 
 def _knock(address: str) -> None:
-    """See that something listens there.
+    """See that something listens there, and reacts: Ray itself would wait for it for minutes.
 
     Raises:
         InputError: nothing does.
@@ -325,7 +329,14 @@ def _knock(address: str) -> None:
     place = _place_of(address)
     if place is None:
         return
+    allowed = "a running Ray cluster"
     try:
-        socket.create_connection(place, _KNOCK_SECONDS).close()
+        with socket.create_connection(place, _KNOCK_SECONDS) as connection:
+            connection.settimeout(_REACTION_SECONDS)
+            connection.sendall(_HELLO)
+            with suppress(ConnectionError):  # hanging up is a reaction too
+                connection.recv(1)
+    except TimeoutError:
+        raise InputError(_ADDRESS_FIELD, f"{address} gave no answer", allowed) from None
     except OSError as error:
-        raise InputError(_ADDRESS_FIELD, f"{address}: {error.strerror or error}", "a running Ray cluster") from None
+        raise InputError(_ADDRESS_FIELD, f"{address}: {error.strerror or error}", allowed) from None
