@@ -6,20 +6,23 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from limbeck.errors import InputError, WorkError
 from limbeck.interrupt import Stopped
+from limbeck.kubeflow import FAILED
 from limbeck.redact import redact_strings, redact_url
 from limbeck.spec import Distillation, StageName
 from limbeck.specfile import SpecError, read_spec
 from limbeck.tracking.card import markdown_table
 from limbeck.tracking.place import VARIABLE
-from limbeck.workplace import recorded, start_sender, workshop
-from limbeck_components.raycluster import with_cluster
+from limbeck.workplace import recorded, start_sender, with_workers, workshop
+from limbeck_components.raycluster import remove_clusters, with_cluster
 
 if TYPE_CHECKING:
     from kfp import dsl
@@ -31,17 +34,20 @@ if TYPE_CHECKING:
 
 _TERMINATION_LOG = Path("/dev/termination-log")  # what Kubernetes says of an ended container, and Kubeflow of a task
 _LONGEST_MESSAGE = 2000
-_ON_WORKERS: tuple[StageName, ...] = ("trajectories", "distill")
+_FAILURE = "failure.txt"  # of the task that failed last, in the run's folder
 
 
 def fingerprints(spec: str) -> str:
-    """The fingerprints of all sources of a spec, as JSON, once it has been checked against them."""
-    with _errors("fingerprint"):
+    """The fingerprints of all sources of a spec, as JSON, once it has been checked against them, and when that was."""
+    with _errors("fingerprint", spec):
         from limbeck.runner import Run
 
+        begun = datetime.now(UTC).isoformat()
         distillation = _read(spec)
         with workshop(distillation.spec) as shop:
-            return json.dumps(Run(distillation, shop).fingerprints(), sort_keys=True)
+            found = Run(distillation, shop).fingerprints()
+            shop.store.remove(_place_of(distillation, _FAILURE))  # an earlier run's
+        return json.dumps({"fingerprints": found, "begun": begun}, sort_keys=True)
     raise AssertionError
 
 
@@ -67,7 +73,7 @@ def run_stage(
         images: for a distilled set, a page with its images.
         table: for an evaluation, its accuracies.
     """
-    with _errors(name), _opened(name, spec, sources) as (run, shop):
+    with _errors(name, spec), _opened(name, spec, sources) as (run, shop):
         result = run.stage(name)
         _check_inputs(run, inputs)
         _describe(output, result, shop)
@@ -81,7 +87,7 @@ def run_stage(
 
 def train_encoders(spec: str, sources: str, method: str, inputs: Mapping[str, dsl.Artifact]) -> None:
     """Train and probe the encoders of one method, so that the evaluation finds them done."""
-    with _errors(f"encoders of {method}"), _opened(None, spec, sources) as (run, shop):
+    with _errors(f"encoders of {method}", spec), _opened(None, spec, sources) as (run, shop):
         evaluate = _read(spec).spec.evaluate
         if method not in ("distilled", *evaluate.baselines):
             shop.progress.say(f"{method} is none of spec.evaluate.baselines: nothing to do")
@@ -100,8 +106,8 @@ def conclude(
     card: dsl.Markdown,
 ) -> None:
     """Register the set, and write the run's summary and report."""
-    with _errors("register"), _opened("register", spec, sources) as (run, shop):
-        summary = run.conclude()
+    with _errors("register", spec), _opened("register", spec, sources) as (run, shop):
+        summary = run.conclude(datetime.fromisoformat(json.loads(sources)["begun"]))
         _check_inputs(run, inputs)
         _describe(output, run.results["register"], shop)
         output.metadata.update(_outcome_of(summary))
@@ -114,15 +120,30 @@ def conclude(
 
 
 def record_outcome(spec: str, state: str, error: str, run: str) -> None:
-    """Write how the pipeline has ended to `runs/<name>/outcome.json`."""
-    with _errors("outcome"):
+    """Write how the pipeline has ended to `runs/<name>/outcome.json`, and leave no Ray cluster behind.
+
+    Args:
+        spec: the whole spec, as JSON.
+        state: by Kubeflow.
+        error: what Kubeflow says of it; where that is nothing, it is what the task that failed has left in the store.
+        run: Kubeflow's name of the run.
+    """
+    with _errors("outcome", spec):
         from limbeck.store import Store
 
         distillation = _read(spec)
-        record = {"state": state, "error": redact_url(error), "kubeflowRun": run}
         store = Store(distillation.spec.output.uri)
-        store.write_text(f"runs/{distillation.metadata.name}/outcome.json", json.dumps(record, indent=2) + "\n")
-        sys.stderr.write(f"{distillation.metadata.name}: {state}{': ' if error else ''}{redact_url(error)}\n")
+        state = "SUCCEEDED" if state == "COMPLETE" else state  # as Kubeflow's servers before 2.15 say it
+        if state != "SUCCEEDED":
+            error = redact_url(error) or store.read_text(_place_of(distillation, _FAILURE)) or ""
+        record = {"state": state, "error": error.strip(), "kubeflowRun": run}
+        store.write_text(_place_of(distillation, "outcome.json"), json.dumps(record, indent=2) + "\n")
+        sys.stderr.write(f"{distillation.metadata.name}: {state}{': ' if error else ''}{error}\n")
+        remove_clusters(distillation)
+
+
+def _place_of(distillation: Distillation, file: str) -> str:
+    return f"runs/{distillation.metadata.name}/{file}"
 
 
 def _read(spec: str) -> Distillation:
@@ -138,16 +159,30 @@ def _read(spec: str) -> Distillation:
 
 
 @contextmanager
-def _errors(what: str) -> Iterator[None]:
-    """What goes wrong inside is one line, where Kubernetes and Kubeflow look for it; then the process ends."""
+def _errors(what: str, spec: str) -> Iterator[None]:
+    """What goes wrong inside is one line where Kubernetes, Kubeflow and the exit task look for it; the process ends."""
     try:
         yield
-    except (InputError, WorkError, Stopped) as error:
-        line = f"{what}: {redact_url(str(error)) or 'stopped'}"
-        sys.stderr.write(line + "\n")
-        if os.access(_TERMINATION_LOG, os.W_OK):
-            _TERMINATION_LOG.write_text(line[:_LONGEST_MESSAGE])
-        sys.exit(2 if isinstance(error, InputError) else 1)
+    except (InputError, WorkError) as error:
+        _fail(f"{what}: {error}", spec, 2 if isinstance(error, InputError) else 1)
+    except Stopped:
+        _fail(f"{what}: stopped", spec, 1)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}", spec, 1)
+
+
+def _fail(line: str, spec: str, code: int) -> NoReturn:
+    line = redact_url(line)[:_LONGEST_MESSAGE]
+    sys.stderr.write(f"{FAILED}{line}\n")
+    if os.access(_TERMINATION_LOG, os.W_OK):
+        _TERMINATION_LOG.write_text(line)
+    with suppress(Exception):  # the spec or its store may be what is wrong
+        from limbeck.store import Store
+
+        distillation = _read(spec)
+        Store(distillation.spec.output.uri).write_text(_place_of(distillation, _FAILURE), line + "\n")
+    sys.exit(code)
 
 
 @contextmanager
@@ -163,12 +198,16 @@ def _opened(name: StageName | None, spec: str, sources: str) -> Iterator[tuple[R
         raise InputError("spec.registry.name", "no MLflow is known here", allowed)
     from limbeck.runner import Run
 
+    known = json.loads(sources)["fingerprints"]
     with ExitStack() as stack:
-        if name in _ON_WORKERS and (name != "distill" or settings.distill.pairs > 1):
-            distillation = stack.enter_context(with_cluster(distillation, name))
-        shop = stack.enter_context(workshop(distillation.spec))
+        shop = stack.enter_context(workshop(settings))
+        fans_out = name == "trajectories" or (name == "distill" and settings.distill.pairs > 1)
+        wants_cluster = fans_out and settings.execution.ray.cluster is not None
+        if wants_cluster and name and not Run(distillation, shop, fingerprints=known).is_done(name):
+            distillation = stack.enter_context(with_cluster(distillation, name, shop.stop))
+            shop = with_workers(shop, distillation.spec)
         recorder, shop = recorded(sender, shop, f"limbeck stage {name}", stage_alone=True)
-        yield Run(distillation, shop, recorder, json.loads(sources)), shop
+        yield Run(distillation, shop, recorder, known), shop
 
 
 def _check_inputs(run: Run, inputs: Mapping[str, dsl.Artifact]) -> None:

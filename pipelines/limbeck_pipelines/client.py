@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 import kfp
 import kfp_server_api
 import urllib3
+from google.auth.exceptions import GoogleAuthError
 from kfp.client import ServiceAccountTokenVolumeCredentials
 
 from limbeck.errors import InputError, WorkError
 from limbeck.interrupt import StopRequest
-from limbeck.kubeflow import Access
+from limbeck.kubeflow import FAILED, Access
 from limbeck.progress import Progress
 from limbeck.redact import redact_url
 from limbeck.spec import Distillation
@@ -31,6 +32,10 @@ _ATTEMPTS, _FIRST_PAUSE = 5, 1.0  # of a request that Kubeflow answers with 5xx,
 _DONE = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
 _INNER = re.compile(r"executor.*|exit-handler.*|root.*|.*-driver")  # tasks that are Kubeflow's own
 _PAGE = 100
+_TIMEOUTS = (10.0, 60.0)  # seconds to connect, and until an answer comes
+_PATIENCE = 900.0  # seconds that a run is waited for while Kubeflow does not answer
+_LOG = "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log"  # of a pod; there is no later one
+_LOGS, _LOG_BYTES = 8, 2**20  # at most, of a run that has failed
 
 T = TypeVar("T")
 
@@ -43,7 +48,6 @@ class Schedule:
     name: str
     cron: str
     enabled: bool
-    max_concurrency: int
     link: str
 
 
@@ -51,7 +55,12 @@ class _Client(kfp.Client):  # type: ignore[misc]  # its module has no types
     """The official client; how often to ask is not its business."""
 
     def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
-        return self._healthz_api.healthz_service_get_healthz()
+        return self._healthz_api.healthz_service_get_healthz(_request_timeout=_TIMEOUTS)
+
+    @property
+    def transport(self) -> Any:
+        """What all its requests go through."""
+        return self._healthz_api.api_client
 
 
 class Kubeflow:
@@ -69,14 +78,16 @@ class Kubeflow:
         self._access = access
         if access.token_file is not None and not Path(access.token_file).is_file():
             raise InputError("--token-file", f"{access.token_file} is not there", "a file with a token")
+        self._client: Any = None
         self._client = self._ask(self._connect)
+        self._space = access.namespace or self._client.get_user_namespace() or None
 
     def _connect(self) -> Any:
         access = self._access
         volume = ServiceAccountTokenVolumeCredentials(access.token_file) if access.token_file is not None else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a host without https://, which is then used
-            return _Client(
+            client = _Client(
                 host=access.host,
                 client_id=access.iap_client,
                 existing_token=access.token,
@@ -84,6 +95,9 @@ class Kubeflow:
                 credentials=volume,
                 ssl_ca_cert=access.ca_file,
             )
+        transport = client.transport
+        transport.request = _patient(transport.request)
+        return client
 
     def submit(
         self,
@@ -126,7 +140,7 @@ class Kubeflow:
         deadline = None if timeout is None else time.monotonic() + timeout
         seen: dict[str, str] = {}
         while True:
-            found = self._ask(lambda: self._client.get_run(run))
+            found = self._watched(run, progress, stop)
             tasks = (found.run_details.task_details or []) if found.run_details is not None else []
             for task in tasks:
                 name, state = task.display_name or "", task.state or ""
@@ -136,13 +150,65 @@ class Kubeflow:
             if found.state == "SUCCEEDED":
                 return
             if found.state in _DONE:
-                raise WorkError(f"{self.link(run)}: {found.state.lower()}{_reason(found, tasks)}")
+                raise WorkError(f"{self.link(run)}: {found.state.lower()}{self._reason(found, tasks)}")
             if deadline is not None and time.monotonic() > deadline:
                 raise WorkError(f"{self.link(run)}: still {(found.state or 'pending').lower()} after {timeout:g} s")
-            until = time.monotonic() + every
-            while time.monotonic() < until:
-                stop.check()
-                time.sleep(min(0.1, every))
+            _pause(every, stop)
+
+    def _watched(self, run: str, progress: Progress, stop: StopRequest) -> Any:
+        """The run as it is now; while Kubeflow does not answer, a restart say, it is asked again."""
+        deadline, told = time.monotonic() + _PATIENCE, False
+        while True:
+            try:
+                return self._ask(lambda: self._client.get_run(run))
+            except (InputError, WorkError) as error:
+                if isinstance(error, InputError) or time.monotonic() > deadline:
+                    raise WorkError(f"{self.link(run)} is no longer watched, and may go on: {error}") from None
+                if not told:
+                    progress.say(f"{error}; it is asked again for {_PATIENCE / 60:.0f} minutes")
+                told = True
+            _pause(_FIRST_PAUSE, stop)
+
+    def _reason(self, run: Any, tasks: list[Any]) -> str:
+        """Why a run has failed: what the stage itself has written, else what Kubeflow says of it."""
+        failed = [task for task in tasks if task.state == "FAILED"]
+        said = self._own_words(run.run_id, failed)
+        if said is None:
+            said = next((task.error.message for task in reversed(failed) if task.error and task.error.message), None)
+        if said is None and run.error is not None:
+            said = run.error.message
+        names = [task.display_name or "" for task in failed]
+        names = [name for name in names if name and not _INNER.fullmatch(name)]
+        if not said and names:
+            said = f"task {names[-1]}, whose log says why, as does runs/NAME/outcome.json in the output"
+        return f": {redact_url(' '.join(said.split()))}" if said else ""
+
+    def _own_words(self, run: str, failed: list[Any]) -> str | None:
+        """What a component wrote when it failed, from the log of its pod; None where no log can be read."""
+        pods: dict[str, None] = {}  # in order
+        for task in sorted(failed, key=lambda task: not (task.display_name or "").startswith("executor")):
+            for pod in (task.pod_name, *(child.pod_name for child in task.child_tasks or [])):
+                if pod:
+                    pods[pod] = None
+        for pod in list(pods)[:_LOGS]:
+            try:
+                with _quiet():
+                    answer = self._client.transport.call_api(
+                        _LOG,
+                        "GET",
+                        {"run_id": run, "node_id": pod},
+                        auth_settings=["Bearer"],
+                        _preload_content=False,
+                        _return_http_data_only=True,
+                    )
+                text = answer.read(_LOG_BYTES).decode(errors="replace")
+                answer.release_conn()
+            except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError):  # it is gone, or not ours to read
+                continue
+            own = [str(line).removeprefix(FAILED) for line in text.splitlines() if line.startswith(FAILED)]
+            if own:
+                return own[-1]
+        return None
 
     def schedule(
         self,
@@ -182,11 +248,10 @@ class Kubeflow:
 
     def schedules(self) -> list[Schedule]:
         """All schedules of limbeck's."""
-        space = self._access.namespace
 
         def all_() -> list[Schedule]:
             pages = _pages(
-                lambda token: self._client.list_recurring_runs(token, _PAGE, namespace=space), "recurring_runs"
+                lambda token: self._client.list_recurring_runs(token, _PAGE, namespace=self._space), "recurring_runs"
             )
             return [self._schedule(entry) for entry in pages if (entry.display_name or "").startswith(PREFIX)]
 
@@ -218,7 +283,7 @@ class Kubeflow:
     def _upload(self, distillation: Distillation, image: str | None) -> tuple[str, str]:
         """The ids of the pipeline and of its version; equal specs are one version."""
         check_for_cluster(distillation.spec)
-        name, space = pipeline_name(distillation), self._access.namespace
+        name = pipeline_name(distillation)
         with tempfile.TemporaryDirectory() as folder:
             file = f"{folder}/pipeline.yaml"
             compile_to(build(distillation, image), file)
@@ -226,7 +291,7 @@ class Kubeflow:
 
             def pipeline() -> str:
                 found = self._pipeline(name)
-                return str(found or self._client.upload_pipeline(file, name, namespace=space).pipeline_id)
+                return str(found or self._client.upload_pipeline(file, name, namespace=self._space).pipeline_id)
 
             pipeline_id = self._ask(pipeline, again_on_conflict=True)
 
@@ -241,8 +306,7 @@ class Kubeflow:
 
     def _pipeline(self, name: str) -> str | None:
         """Its id; the client's own search does not see a namespace's private pipelines."""
-        space = self._access.namespace
-        pages = _pages(lambda token: self._client.list_pipelines(token, _PAGE, namespace=space), "pipelines")
+        pages = _pages(lambda token: self._client.list_pipelines(token, _PAGE, namespace=self._space), "pipelines")
         return next((str(entry.pipeline_id) for entry in pages if entry.display_name == name), None)
 
     def _version(self, pipeline: str, name: str) -> str | None:
@@ -250,11 +314,7 @@ class Kubeflow:
         return next((str(entry.pipeline_version_id) for entry in pages if entry.display_name == name), None)
 
     def _experiment(self, name: str) -> str:
-        found = self._ask(lambda: self._client.create_experiment(name, namespace=self._access.namespace))
-        if not found.experiment_id:  # the client takes any answer, a proxy's login page too
-            raise InputError(
-                self._shown, "something answers that is not Kubeflow, a login page say", "other credentials"
-            )
+        found = self._ask(lambda: self._client.create_experiment(name, namespace=self._space))
         return str(found.experiment_id)
 
     def _schedule(self, entry: Any) -> Schedule:
@@ -264,7 +324,6 @@ class Kubeflow:
             entry.display_name,
             cron.cron if cron is not None else "",
             entry.status != "DISABLED" and entry.mode != "DISABLE",
-            int(entry.max_concurrency or 1),
             self._page(f"recurringrun/details/{entry.recurring_run_id}"),
         )
 
@@ -288,7 +347,12 @@ class Kubeflow:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with _quiet():
-                    return call()
+                    answer = call()
+                self._check_speaker()
+                return answer
+            except GoogleAuthError as error:
+                allowed = "GOOGLE_APPLICATION_CREDENTIALS, a service account's"
+                raise InputError("--iap-client", " ".join(str(error).split())[:300], allowed) from None
             except kfp_server_api.ApiException as error:
                 status = error.status or 0
                 conflict = status == 409 and again_on_conflict
@@ -302,6 +366,18 @@ class Kubeflow:
             time.sleep(pause)
             pause *= 2
         raise AssertionError
+
+    def _check_speaker(self) -> None:
+        """See that it was Kubeflow that answered: the client takes a proxy's login page for an empty list.
+
+        Raises:
+            InputError: it was not.
+        """
+        last = self._client.transport.last_response if self._client is not None else None
+        if last is not None and "html" in (last.getheader("Content-Type") or ""):
+            raise InputError(
+                self._shown, "something answers that is not Kubeflow, a login page say", "other credentials"
+            )
 
     def _explained(self, error: Any) -> Exception:
         status, where = error.status, f"Kubeflow at {self._shown}"
@@ -372,21 +448,20 @@ def next_runs(cron: str, time_zone: str, count: int) -> list[str]:
     return [next(times).strftime("%Y-%m-%d %H:%M %Z") for _ in range(count)]
 
 
-def _reason(run: Any, tasks: list[Any]) -> str:
-    """What the failed tasks have said, innermost last."""
-    said = [
-        f"{task.display_name}: {task.error.message}"
-        for task in tasks
-        if task.state == "FAILED" and task.error is not None and task.error.message
-    ]
-    if not said and run.error is not None and run.error.message:
-        said = [run.error.message]
-    failed = [
-        task.display_name for task in tasks if task.state == "FAILED" and not _INNER.fullmatch(task.display_name or "")
-    ]
-    if not said and failed:
-        said = [f"task {failed[-1]}, whose log says why"]
-    return f": {redact_url(' '.join(said[-1].split()))}" if said else ""
+def _patient(request: Callable[..., Any]) -> Callable[..., Any]:
+    """A request that is given up when nothing answers; the client itself would wait for ever."""
+
+    def limited(*arguments: Any, _request_timeout: Any = None, **options: Any) -> Any:
+        return request(*arguments, _request_timeout=_request_timeout or _TIMEOUTS, **options)
+
+    return limited
+
+
+def _pause(seconds: float, stop: StopRequest) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        stop.check()
+        time.sleep(min(0.1, seconds))
 
 
 def _message(error: Any) -> str:

@@ -1,8 +1,10 @@
-"""Where a Kubeflow Pipelines installation is, and who asks: from the command line, for the pipeline's client."""
+"""What both sides of Kubeflow Pipelines know: where an installation is and who asks, and how a task says it failed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+FAILED = "limbeck failed: "  # begins the line of a task's log that says why it has failed
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class Run:
         self._sources: dict[str, NamedSource] = {}
         self.results: dict[str, Result] = {}  # by stage; ingest's by source, as `fingerprints` names them
         self._stages: list[StageSummary] = []
+        self._begun: datetime | None = None  # where other processes have made the results, too
 
     def all(self) -> Summary:
         """Run every stage, then write `runs/<name>/summary.json` and `report.html`.
@@ -74,7 +76,7 @@ class Run:
             self._ingest()
             for stage in STAGES:
                 self._stage(stage)
-            return self._finish(started)
+            return self._finish(time.monotonic() - started)
 
     def fingerprints(self) -> dict[str, str]:
         """The fingerprints of all sources by name, which are opened and checked for that.
@@ -121,29 +123,47 @@ class Run:
         """
         from limbeck.stages.evaluate import evaluate_part
 
+        self._find_to("distill" if "distilled" in methods else "select")
+        return evaluate_part(StageTask(self._spec, self._shop, self.results, Path()), architectures, methods)
+
+    def is_done(self, name: StageName) -> bool:
+        """Whether the result of a stage is there; nothing is made or recorded."""
+        try:
+            Run(self._distillation, self._shop, fingerprints=self._given)._find_to(name)
+        except InputError:
+            return False
+        return True
+
+    def _find_to(self, last: StageName) -> None:
+        """Find the results of all stages to one.
+
+        Raises:
+            InputError: one is not there yet.
+        """
         if self._given is None:
             self.fingerprints()
         self._ingest(only_find=True)
-        last = "distill" if "distilled" in methods else "select"
-        for stage in STAGES:
+        for stage in STAGES if last != "ingest" else ():
             self._stage(stage, only_find=True)
             if stage.name == last:
                 break
-        return evaluate_part(StageTask(self._spec, self._shop, self.results, Path()), architectures, methods)
 
-    def conclude(self) -> Summary:
+    def conclude(self, begun: datetime) -> Summary:
         """Register what other processes have made stage by stage, and write the summary and the report.
+
+        Args:
+            begun: when the first of them began; what is older was found done.
 
         Raises:
             InputError: a stage is not done.
             WorkError: the distilled set could not be registered; everything else is written.
         """
-        started = time.monotonic()
+        self._begun = begun
         with self._recorded(look=False):
             self._ingest(only_find=True)
             for stage in STAGES:
                 self._stage(stage, only_find=stage.name != "register")
-            return self._finish(started)
+            return self._finish((datetime.now(UTC) - begun).total_seconds())
 
     @contextmanager
     def _recorded(self, *, look: bool) -> Iterator[None]:
@@ -192,7 +212,7 @@ class Run:
         only_find: bool,
     ) -> None:
         if only_find:
-            result = self._shop.find(identity)
+            result = self._shop.find(identity, whole=False)
             if result is None:
                 raise InputError(
                     f"stage {identity.stage}",
@@ -200,7 +220,7 @@ class Run:
                     "run it first",
                 )
             self._recorder.found(name, result)
-            reused = True
+            reused = self._begun is None or self._shop.store.finished_at(identity.stage, identity.key) < self._begun
         else:
             with self._recorder.stage(label, identity):
                 result, reused = self._find_or_make(identity, work, inputs)
@@ -260,7 +280,7 @@ class Run:
             self._shop.progress.say(f"registered as {place}, {champion}: {registered.decision}")
         return registered, None
 
-    def _finish(self, started: float) -> Summary:
+    def _finish(self, seconds: float) -> Summary:
         """Write what the run leaves behind.
 
         Raises:
@@ -278,7 +298,7 @@ class Run:
             name=self._name,
             limbeck_version=__version__,
             succeeded=True,
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(seconds, 3),
             device=device_name(self._shop.device),
             source=SourceSummary(
                 uri=spec.source.uri,

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -144,6 +145,20 @@ class Store:
             _verify(manifest, folder)
             self._verified[stage, key] = manifest.digest
         return Result(folder, manifest)
+
+    def holds(self, stage: str, key: str) -> bool:
+        """Whether a result is finished; its files are not looked at."""
+        return bool(self._fs.exists(f"{self.root}/{stage}/{key}/{MANIFEST}"))
+
+    def finished_at(self, stage: str, key: str) -> datetime:
+        """When a result was finished, by the clock of what holds the store.
+
+        Raises:
+            FileNotFoundError: it is not finished.
+        """
+        found = self._fs.modified(f"{self.root}/{stage}/{key}/{MANIFEST}")
+        assert isinstance(found, datetime)
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
     def discard(self, stage: str, key: str) -> None:
         """Remove a result, manifest first, so that nobody trusts what is left half-way."""

@@ -61,13 +61,23 @@ def workshop(
     with stop_on_signals() as stop:
         make_deterministic()
         keep_freed_memory()
-        shown = progress or TerminalProgress()
-        store, fanout = Store(spec.output.uri), None
+        shop = Workshop(Store(spec.output.uri), pick_device(), progress or TerminalProgress(), stop)
         if workers is not None or spec.execution.ray.address is not None:
-            from limbeck.fanout.supervisor import RayFanout
+            shop = with_workers(shop, spec, workers)
+        yield shop
 
-            fanout = RayFanout(spec, workers, store, shown, stop)
-        yield Workshop(store, pick_device(), shown, stop, fanout)
+
+def with_workers(shop: Workshop, spec: DistillationSpec, workers: int | None = None) -> Workshop:
+    """The workshop, with Ray workers for the stages that can use them.
+
+    Raises:
+        InputError: Ray is not installed, or its address is none where it could be.
+    """
+    from dataclasses import replace
+
+    from limbeck.fanout.supervisor import RayFanout
+
+    return replace(shop, fanout=RayFanout(spec, workers, shop.store, shop.progress, shop.stop))
 
 
 def recorded(

@@ -9,13 +9,15 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from kubernetes import client, config
 
 from limbeck.errors import WorkError
+from limbeck.interrupt import Stopped, StopRequest
 from limbeck_components import raycluster
-from limbeck_components.raycluster import with_cluster
+from limbeck_components.raycluster import remove_clusters, with_cluster
 from tests.pipelines.specs import spec
 
 _CLUSTERS = "/apis/ray.io/v1/namespaces/team/rayclusters"
@@ -26,7 +28,8 @@ class Kubernetes:
 
     def __init__(self) -> None:
         self.clusters: dict[str, Any] = {}
-        self.refuses: int | None = None
+        self.refuses: dict[str, int] = {}  # statuses, by what is asked
+        self.phases = {"the-pod": "Running"}
         self.ready_after = 2  # looks
         self.asked: list[str] = []
         outer = self
@@ -52,11 +55,21 @@ class Kubernetes:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        if (method, path) == ("GET", "/api/v1/namespaces/team/pods/the-pod"):
-            return 200, {"metadata": {"name": "the-pod", "uid": "the-uid"}, "spec": {"containers": []}}
+        path, _, query = path.partition("?")
+        kind = (
+            f"{method} {path.removeprefix('/api/v1/namespaces/team/').split('/')[0]}" if "/api/v1/" in path else method
+        )
+        if kind in self.refuses:
+            return self.refuses[kind], {"message": "no"}
+        if path.startswith("/api/v1/namespaces/team/pods/") and path.rpartition("/")[2] in self.phases:
+            pod = path.rpartition("/")[2]
+            status = {"phase": self.phases[pod]}
+            return 200, {"metadata": {"name": pod, "uid": "the-uid"}, "spec": {"containers": []}, "status": status}
+        if (method, path) == ("GET", _CLUSTERS):
+            run = parse_qs(query)["labelSelector"][0].removeprefix("limbeck.dev/distillation=")
+            labelled = [c for c in self.clusters.values() if c["metadata"]["labels"]["limbeck.dev/distillation"] == run]
+            return 200, {"items": labelled}
         if (method, path) == ("POST", _CLUSTERS):
-            if self.refuses is not None:
-                return self.refuses, {"message": "no"}
             self.clusters[body["metadata"]["name"]] = body
             return 201, body
         name = path.rpartition("/")[2]
@@ -87,13 +100,8 @@ def kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Kuber
     client.Configuration.set_default(None)
 
 
-def test_a_spec_without_a_cluster_is_left_as_it_is():
-    with with_cluster(spec("cpu"), "trajectories") as unchanged:
-        assert unchanged == spec("cpu")
-
-
 def test_the_cluster_lives_as_long_as_the_task(kubernetes):
-    with with_cluster(spec("ray-cluster"), "trajectories") as connected:
+    with with_cluster(spec("ray-cluster"), "trajectories", StopRequest()) as connected:
         ((name, manifest),) = kubernetes.clusters.items()
         assert manifest["metadata"]["ownerReferences"] == [
             {"apiVersion": "v1", "kind": "Pod", "name": "the-pod", "uid": "the-uid"}
@@ -107,31 +115,74 @@ def test_the_cluster_lives_as_long_as_the_task(kubernetes):
 
 
 def test_it_goes_when_the_task_fails_too(kubernetes):
-    with pytest.raises(WorkError, match="the work"), with_cluster(spec("ray-cluster"), "trajectories"):
+    with pytest.raises(WorkError, match="the work"), with_cluster(spec("ray-cluster"), "trajectories", StopRequest()):
         raise WorkError("the work")
     assert kubernetes.clusters == {}
 
 
 def test_a_cluster_that_is_gone_already_is_no_trouble(kubernetes):
-    with with_cluster(spec("ray-cluster"), "trajectories"):
+    with with_cluster(spec("ray-cluster"), "trajectories", StopRequest()):
         kubernetes.clusters.clear()
 
 
 @pytest.mark.parametrize(
-    ("status", "phrase"),
-    [(404, "this Kubernetes has no RayCluster; install KubeRay"), (403, "may not create RayClusters in team")],
+    ("asked", "status", "phrase"),
+    [
+        ("POST", 404, "this Kubernetes has no RayCluster; install KubeRay"),
+        ("POST", 403, "may not create rayclusters in team"),
+        ("POST", 500, "Kubernetes did not create rayclusters: Internal Server Error"),
+        ("GET", 403, "may not list rayclusters in team"),
+        ("GET pods", 403, "may not get pods in team"),
+        ("GET secrets", 403, "may not get secrets in team"),
+        ("GET secrets", 404, "has no secret with its token"),
+    ],
 )
-def test_what_kubernetes_refuses_is_said(kubernetes, status, phrase):
-    kubernetes.refuses = status
-    with pytest.raises(WorkError, match=phrase), with_cluster(spec("ray-cluster"), "trajectories"):
+def test_what_kubernetes_refuses_is_said(kubernetes, asked, status, phrase):
+    kubernetes.refuses = {asked: status}
+    with (
+        pytest.raises(WorkError, match=phrase),
+        with_cluster(spec("ray-cluster"), "trajectories", StopRequest()),
+    ):
         raise AssertionError
+    assert kubernetes.clusters == {}
+
+
+def test_a_stop_while_the_cluster_is_waited_for_ends_the_wait_and_the_cluster(kubernetes):
+    kubernetes.ready_after = 10**6
+    stop = StopRequest()
+    threading.Timer(0.3, lambda: setattr(stop, "requested", True)).start()
+    with pytest.raises(Stopped), with_cluster(spec("ray-cluster"), "trajectories", stop):
+        raise AssertionError
+    assert kubernetes.clusters == {}
+
+
+def test_clusters_whose_pods_were_killed_go_with_the_next_task_or_the_last(kubernetes):
+    def left(name: str, run: str, pod: str) -> None:
+        owner = {"kind": "Pod", "name": pod}
+        labels = {"limbeck.dev/distillation": run}
+        kubernetes.clusters[name] = {"metadata": {"name": name, "labels": labels, "ownerReferences": [owner]}}
+
+    run = spec("ray-cluster").metadata.name
+    kubernetes.phases |= {"killed": "Failed", "at-work": "Running"}
+    for name, pod in (("a", "killed"), ("b", "gone"), ("c", "at-work")):
+        left(name, run, pod)
+    left("other", "another-run", "killed")
+    with with_cluster(spec("ray-cluster"), "trajectories", StopRequest()):
+        assert {"a", "b"}.isdisjoint(kubernetes.clusters)
+    assert sorted(kubernetes.clusters) == ["c", "other"]
+    kubernetes.phases["at-work"] = "Failed"
+    remove_clusters(spec("ray-cluster"))
+    assert sorted(kubernetes.clusters) == ["other"]
+    kubernetes.asked.clear()
+    remove_clusters(spec("cpu"))  # asks for none
+    assert kubernetes.asked == []
 
 
 def test_a_cluster_that_does_not_get_ready_is_given_up_and_deleted(kubernetes, monkeypatch):
     kubernetes.ready_after = 10**6
     monkeypatch.setattr(raycluster, "_READY_SECONDS", 0.2)
     with pytest.raises(WorkError, match=r"was not ready after 0\.2 s: no nodes"):
-        with_cluster(spec("ray-cluster"), "trajectories").__enter__()
+        with_cluster(spec("ray-cluster"), "trajectories", StopRequest()).__enter__()
     assert kubernetes.clusters == {}
 
 

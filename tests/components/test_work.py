@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +72,73 @@ def test_the_sources_are_looked_at_by_the_first_two_tasks_alone(tmp_path, output
 
 def test_a_source_that_changes_under_a_run_fails_it(tmp_path, output, capsys):
     sources = json.loads(fingerprint.python_func(spec(output)))
-    sources["test:digits"] = "another"
+    sources["fingerprints"]["test:digits"] = "another"
     given = artifact(dsl.Dataset, tmp_path, "dataset"), artifact(dsl.Metrics, tmp_path, "metrics")
     with pytest.raises(SystemExit) as end:
         ingest.python_func(spec(output), json.dumps(sources), *given)
     assert end.value.code == 1
-    line = capsys.readouterr().err.strip().splitlines()[-1]
+    line = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("limbeck failed: ")
     assert line == (
         "ingest: spec.evaluate.tasks[0].test.uri: sklearn:digits#test has changed since this run began; start a new run"
     )
     assert (tmp_path / "termination-log").read_text() == line  # what Kubernetes shows of the container
+    for said, told in (("", line), ("Evicted", "Evicted")):  # what Kubeflow says of it, if it does
+        work.record_outcome(spec(output), "FAILED", said, "a-run")
+        record = json.loads((output / "runs/tiny/outcome.json").read_text())
+        assert (record["state"], record["error"]) == ("FAILED", told)
+    fingerprint.python_func(spec(output))  # another run begins
+    work.record_outcome(spec(output), "FAILED", "", "another-run")
+    assert json.loads((output / "runs/tiny/outcome.json").read_text())["error"] == ""
+
+
+def test_what_is_no_error_of_ours_is_told_too(tmp_path, output, capsys, monkeypatch):
+    monkeypatch.setattr("limbeck.runner.Run.fingerprints", lambda run: {}["nothing"])
+    with pytest.raises(SystemExit) as end:
+        fingerprint.python_func(spec(output))
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.endswith("limbeck failed: fingerprint: KeyError: 'nothing'\n")
+
+
+def test_an_older_kubeflow_calls_success_complete(output):
+    work.record_outcome(spec(output), "COMPLETE", "", "a-run")
+    assert json.loads((output / "runs/tiny/outcome.json").read_text())["state"] == "SUCCEEDED"
+
+
+def test_a_cluster_is_made_only_where_something_is_to_be_done(tmp_path, output, monkeypatch):
+    settings = {"execution": {"image": "limbeck", "ray": {"cluster": {"workerGroups": [{"name": "w", "replicas": 1}]}}}}
+    text = spec(output, settings)
+    sources = fingerprint.python_func(text)
+    monkeypatch.setattr(work, "with_cluster", lambda *arguments: pytest.fail("a cluster was made"))
+    with work._opened("trajectories", text, sources) as (_, shop):
+        assert shop.fanout is None
+    shutil.rmtree(output / "trajectories")
+    asked = []
+
+    @contextmanager
+    def cluster(distillation: Any, stage: str, stop: Any) -> Iterator[Any]:
+        asked.append(stage)
+        yield distillation
+
+    monkeypatch.setattr(work, "with_cluster", cluster)
+    with work._opened("trajectories", text, sources) as (_, shop):
+        assert shop.fanout is not None
+    assert asked == ["trajectories"]
+
+
+def test_a_summary_tells_what_this_run_made_and_how_long_all_of_it_took(tmp_path, output):
+    text = spec(output)
+    sources = fingerprint.python_func(text)
+    (evaluated,) = output.glob("evaluate/*/manifest.json")
+    os.utime(evaluated)  # as if it had been made since
+    time.sleep(1.0)
+    kinds = (dsl.Dataset, dsl.Metrics, dsl.HTML, dsl.Markdown)
+    made = [artifact(kind, tmp_path, kind.__name__) for kind in kinds]
+    work.conclude(text, sources, {}, *made)
+    summary = json.loads((output / "runs/tiny/summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"] if not stage["reused"]] == ["evaluate"]
+    assert summary["seconds"] >= 1.0
 
 
 def test_results_that_another_pod_cannot_see_are_told_from_missing_ones(tmp_path, output, capsys):
@@ -112,7 +173,8 @@ def test_a_spec_that_is_pasted_wrongly_is_one_line(text, phrase, capsys):
 
 def test_a_spec_may_be_pasted_as_yaml(tmp_path, output):
     text = write_tiny(tmp_path / "spec.yaml", output).read_text()
-    assert fingerprint.python_func(text) == fingerprint.python_func(spec(output))
+    found, same = (json.loads(fingerprint.python_func(given)) for given in (text, spec(output)))
+    assert found["fingerprints"] == same["fingerprints"]
 
 
 def test_encoders_of_a_method_that_is_not_evaluated_are_not_trained(tmp_path, output):

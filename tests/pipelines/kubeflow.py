@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.parser import BytesParser
@@ -64,6 +65,9 @@ class Kubeflow:
         self.headers: list[dict[str, str]] = []
         self.fails: list[int | Callable[[str, str], int | None]] = []  # statuses of the next answers
         self.script: list[dict[str, Any]] = []  # states that a run is in, one a look
+        self.logs: dict[str, str] = {}  # by pod
+        self.login_page = False  # what a proxy answers to whoever it does not know
+        self.slow = 0.0  # seconds before an answer
         self._count = 0
         kubeflow = self
 
@@ -89,17 +93,27 @@ class Kubeflow:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         self.asked.append((request.command, url.path))
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        time.sleep(self.slow)
+        log = re.fullmatch(r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", url.path)
+        if self.login_page:
+            self._write(request, 200, "text/html; charset=utf-8", "<!doctype html><title>Sign in</title>")
+            return
+        if log and log[2] in self.logs:
+            self._write(request, 200, "text/plain", self.logs[log[2]])
+            return
         try:
             self._fail(request.command, url.path)
             status, answer = 200, self._route(request, url.path, parse_qs(url.query), body)
         except Refused as refused:
             status, answer = refused.status, {"code": refused.status, "message": str(refused)}
-        text = json.dumps(answer).encode()
+        self._write(request, status, "application/json", json.dumps(answer))
+
+    def _write(self, request: BaseHTTPRequestHandler, status: int, kind: str, text: str) -> None:
         request.send_response(status)
-        request.send_header("Content-Type", "application/json")
-        request.send_header("Content-Length", str(len(text)))
+        request.send_header("Content-Type", kind)
+        request.send_header("Content-Length", str(len(text.encode())))
         request.end_headers()
-        request.wfile.write(text)
+        request.wfile.write(text.encode())
 
     def _fail(self, method: str, path: str) -> None:
         if not self.fails:
@@ -225,12 +239,15 @@ class Kubeflow:
         return self.runs[run]
 
 
-def task(name: str, state: str, error: str | None = None) -> dict[str, Any]:
-    """One of a run's tasks."""
-    found: dict[str, Any] = {"task_id": f"t-{name}", "display_name": name, "state": state}
-    return found if error is None else {**found, "error": {"code": 2, "message": error}}
+def task(name: str, state: str, pod: str | None = None) -> list[dict[str, Any]]:
+    """One of a run's tasks, as Argo's nodes are listed: the task, and the executor in it, whose pod does the work."""
+    executor = {"task_id": f"e-{name}", "display_name": "executor", "state": state}
+    if pod is not None:
+        executor["child_tasks"] = [{"pod_name": pod}]
+    return [{"task_id": f"t-{name}", "display_name": name, "state": state}, executor]
 
 
-def state(of_run: str, *tasks: dict[str, Any]) -> dict[str, Any]:
-    """A run in a state, with its tasks."""
-    return {"state": of_run, "run_details": {"task_details": list(tasks)}}
+def state(of_run: str, *tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    """A run in a state, with its tasks; Kubeflow's servers say nothing of why one has failed."""
+    around = [{"task_id": name, "display_name": name, "state": of_run} for name in ("root", "exit-handler-1")]
+    return {"state": of_run, "run_details": {"task_details": [*around, *(node for nodes in tasks for node in nodes)]}}

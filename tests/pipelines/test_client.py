@@ -85,7 +85,7 @@ def test_a_namespace_has_pipelines_and_experiments_of_its_own(limbeck, kubeflow,
 def test_waiting_tells_what_tasks_do_and_ends_with_the_run(limbeck, kubeflow, photos):
     kubeflow.script = [
         state("PENDING"),
-        state("RUNNING", task("ingest", "RUNNING"), task("ingest-driver", "RUNNING")),
+        state("RUNNING", task("ingest", "RUNNING"), task("ingest-driver", "RUNNING", "p")),
         state("RUNNING", task("ingest", "SUCCEEDED"), task("teacher", "RUNNING")),
         state("SUCCEEDED", task("ingest", "SUCCEEDED"), task("teacher", "SUCCEEDED")),
     ]
@@ -95,28 +95,80 @@ def test_waiting_tells_what_tasks_do_and_ends_with_the_run(limbeck, kubeflow, ph
     assert said == ["ingest running", "ingest succeeded", "teacher running", "teacher succeeded"]
 
 
+LOG = """I1124 05:00:00.1 1 launcher.go:1] starting
+teacher                        3.1 s     200 MiB  (ab12cd34)
+limbeck failed: teacher: spec.teacher.checkpoint: no room
+I1124 05:00:09.1 1 launcher.go:9] failed to execute component: exit status 2
+"""
+
+
 @pytest.mark.parametrize(
     ("last", "phrase"),
     [
         (
-            state(
-                "FAILED",
-                task("ingest", "SUCCEEDED"),
-                task("teacher", "FAILED", "Error (exit code 1): teacher: no room"),
-            ),
-            "failed: teacher: Error (exit code 1): teacher: no room",
+            state("FAILED", task("ingest", "SUCCEEDED"), task("teacher", "FAILED", "pod-7")),
+            "failed: teacher: spec.teacher.checkpoint: no room",
         ),
-        (state("FAILED", task("teacher", "FAILED")), "failed: task teacher, whose log says why"),
+        (state("FAILED", task("teacher", "FAILED", "pod-that-is-gone")), "failed: task teacher, whose log says why, "),
+        (state("FAILED", task("teacher", "FAILED", "pod-of-another-image")), "failed: task teacher, whose log says wh"),
         ({**state("FAILED"), "error": {"code": 3, "message": "no such image"}}, "failed: no such image"),
         (state("CANCELED"), "canceled"),
     ],
 )
 def test_a_run_that_fails_says_why(limbeck, kubeflow, photos, last, phrase):
+    kubeflow.logs = {"pod-7": LOG, "pod-of-another-image": "exec format error\n"}
     kubeflow.script = [state("RUNNING"), last]
+    outcome = limbeck("pipeline", "submit", photos, "--host", kubeflow.host, "--wait", "--token", "hidden")
+    assert outcome.code == 1
+    assert phrase in outcome.problems[-1]
+    assert "/#/runs/details/" in outcome.problems[-1]
+    assert {headers.get("authorization") for headers in kubeflow.headers} == {"Bearer hidden"}
+
+
+def test_a_run_is_watched_through_a_restart_of_kubeflow(limbeck, kubeflow, photos):
+    kubeflow.script = [state("RUNNING"), state("SUCCEEDED")]
+    looks = [lambda method, path: 503 if "/runs/" in path else None]
+    kubeflow.fails = looks * 12  # more than one round of tries
+    outcome = limbeck("pipeline", "submit", photos, "--host", kubeflow.host, "--wait")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("asked again for 15 minutes") == 1
+
+
+@pytest.mark.parametrize(
+    ("patience", "status", "phrase"), [(0.0, 503, "answers 503"), (900.0, 401, "who is asking (401)")]
+)
+def test_a_watch_that_is_given_up_names_the_run(limbeck, kubeflow, photos, monkeypatch, patience, status, phrase):
+    monkeypatch.setattr(client_module, "_PATIENCE", patience)
+    kubeflow.fails = [lambda method, path: status if "/runs/" in path else None] * 20
     outcome = limbeck("pipeline", "submit", photos, "--host", kubeflow.host, "--wait")
     assert outcome.code == 1
-    assert outcome.problems[-1].endswith(phrase)
-    assert "/#/runs/details/" in outcome.problems[-1]
+    assert re.search(rf"/#/runs/details/id-\d+ is no longer watched, and may go on: .*{re.escape(phrase)}", outcome.err)
+
+
+def test_a_server_that_takes_a_request_and_never_answers_is_given_up(limbeck, kubeflow, photos, monkeypatch):
+    monkeypatch.setattr(client_module, "_TIMEOUTS", (1.0, 0.2))
+    kubeflow.slow = 1.0
+    outcome = limbeck("pipeline", "schedules", "--host", kubeflow.host)
+    assert outcome.code == 1
+    assert f"Kubeflow at {kubeflow.host} does not answer" in outcome.problems[-1]
+
+
+@pytest.mark.parametrize("command", [["submit", "photos.yaml"], ["schedules"], ["pause", "photos"]])
+def test_a_login_page_is_not_taken_for_kubeflow(limbeck, kubeflow, photos, monkeypatch, command):
+    monkeypatch.chdir(photos.parent)
+    kubeflow.login_page = True
+    outcome = limbeck("pipeline", *command, "--host", kubeflow.host)
+    assert outcome.code == 2
+    assert "something answers that is not Kubeflow, a login page say; other credentials" in outcome.problems[-1]
+
+
+def test_a_proxy_of_google_s_without_credentials_of_google_s(limbeck, kubeflow, photos, monkeypatch, tmp_path):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    outcome = limbeck("pipeline", "submit", photos, "--host", kubeflow.host, "--iap-client", "an-id")
+    assert outcome.code == 2
+    assert "--iap-client: " in outcome.problems[-1]
+    assert outcome.problems[-1].endswith("GOOGLE_APPLICATION_CREDENTIALS, a service account's")
+    assert "Traceback" not in outcome.err
 
 
 def test_a_run_that_takes_too_long_goes_on_without_us(limbeck, kubeflow, photos):

@@ -126,15 +126,24 @@ def _pod(
     selector: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     amounts = {"cpu": node.cpu, "memory": node.memory, **(accelerators or {})}
+    seen = _Seen(execution)
     spec: dict[str, Any] = {
         "containers": [
             {
                 "name": container,
                 "image": image,
                 "resources": {"requests": amounts, "limits": amounts},
-                "env": [{"name": "HOME", "value": _TMP}, {"name": "XDG_CACHE_HOME", "value": f"{_TMP}/cache"}],
+                "env": [
+                    {"name": "HOME", "value": _TMP},
+                    {"name": "XDG_CACHE_HOME", "value": f"{_TMP}/cache"},
+                    *seen.environment,
+                ],
                 "securityContext": _CONTAINER_SECURITY,
-                "volumeMounts": [{"name": "tmp", "mountPath": _TMP}, {"name": "shm", "mountPath": "/dev/shm"}],  # noqa: S108
+                "volumeMounts": [
+                    {"name": "tmp", "mountPath": _TMP},
+                    {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
+                    *seen.mounts,
+                ],
                 **({"ports": ports} if ports else {}),
             }
         ],
@@ -142,8 +151,11 @@ def _pod(
         "volumes": [
             {"name": "tmp", "emptyDir": {"sizeLimit": node.scratch}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": node.shared_memory}},
+            *seen.volumes,
         ],
     }
+    if execution.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in execution.image_pull_secrets]
     nodes = {**node.node_selector, **(selector or {})}
     if nodes:
         spec["nodeSelector"] = nodes
@@ -155,3 +167,25 @@ def _pod(
     if execution.service_account is not None:
         spec["serviceAccountName"] = execution.service_account
     return {"metadata": {"labels": dict(labels)}, "spec": spec}
+
+
+class _Seen:
+    """What pods see of `execution.secrets` and `execution.volumes`."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.environment: list[dict[str, Any]] = []
+        self.mounts: list[dict[str, Any]] = []
+        self.volumes: list[dict[str, Any]] = []
+        for secret in execution.secrets:
+            for variable, key in secret.environment.items():
+                reference = {"secretKeyRef": {"name": secret.name, "key": key}}
+                self.environment.append({"name": variable, "valueFrom": reference})
+            if secret.mount_path is not None:
+                self._mount({"secret": {"secretName": secret.name}}, secret.mount_path, read_only=True)
+        for volume in execution.volumes:
+            self._mount({"persistentVolumeClaim": {"claimName": volume.claim}}, volume.mount_path, read_only=False)
+
+    def _mount(self, source: dict[str, Any], path: str, *, read_only: bool) -> None:
+        name = f"mount-{len(self.volumes)}"
+        self.volumes.append({"name": name, **source})
+        self.mounts.append({"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})})

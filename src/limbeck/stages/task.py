@@ -51,15 +51,19 @@ class Workshop:
     live: Live = UNSEEN
     patience: float = 0.0  # how long to wait for another process that is making the same result, in seconds
 
-    def find(self, identity: Identity) -> Result | None:
+    def find(self, identity: Identity, *, whole: bool = True) -> Result | None:
         """The finished result, or None; a damaged one is named and removed, so that it is made again.
 
-        A result that refers to others is whole when they are; of those, too, damaged ones are removed.
+        Args:
+            identity: of the result.
+            whole: whether all files of the results that it refers to are verified, and damaged ones removed, too; else
+                those are just there, and whoever reads one verifies it.
         """
         found = self._find(identity.stage, identity.key)
         if found is None:
             return None
-        missing = [place for place in found.manifest.refers if self._find(*place.split("/")) is None]
+        there = self._find if whole else self.store.holds
+        missing = [place for place in found.manifest.refers if not there(*place.split("/"))]
         if not missing:
             return found
         self.progress.say(f"{identity.stage}: {missing[0]}, which it refers to, is gone; it is made again")
@@ -125,7 +129,10 @@ class StageTask:
         Raises:
             WorkError: it is no longer what it was when it was referred to.
         """
-        result = self.shop.store.find(stage, key)
+        try:
+            result = self.shop.store.find(stage, key)
+        except DamagedResultError as damage:
+            raise WorkError(f"{damage}; the stage that refers to it makes it again when it is run") from None
         if result is None or result.digest != digest:
             where = self.shop.store.location(stage, key)
             raise WorkError(f"{where} has changed since it was referred to; remove the result of trajectories")
