@@ -183,3 +183,23 @@ def test_how_to_connect_to_it():
 def test_ray_s_version_is_the_one_that_is_pinned():
     pins = (Path(__file__).parents[2] / "constraints.txt").read_text().splitlines()
     assert f"ray=={RAY_VERSION}" in pins
+
+
+def test_all_pods_see_the_secrets_and_volumes_of_the_spec(published):
+    secrets = [{"name": "mlflow", "environment": {"MLFLOW_TRACKING_TOKEN": "token"}}]
+    secrets += [{"name": "bucket", "mountPath": "/var/secrets/bucket"}]
+    volumes = [{"claim": "photos", "mountPath": "/data"}]
+    manifest = ray_cluster("c", "team", execution(secrets=secrets, volumes=volumes, imagePullSecrets=["registry"]))
+    assert problems(published, manifest) == []
+    groups = [manifest["spec"]["headGroupSpec"], *manifest["spec"]["workerGroupSpecs"]]
+    assert len(groups) == 3
+    for group in groups:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        reference = {"secretKeyRef": {"name": "mlflow", "key": "token"}}
+        assert {"name": "MLFLOW_TRACKING_TOKEN", "valueFrom": reference} in container["env"]
+        mounted = {entry["mountPath"]: entry["name"] for entry in container["volumeMounts"]}
+        sources = {entry["name"]: entry for entry in pod["volumes"]}
+        assert sources[mounted["/var/secrets/bucket"]]["secret"] == {"secretName": "bucket"}
+        assert sources[mounted["/data"]]["persistentVolumeClaim"] == {"claimName": "photos"}
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
