@@ -133,13 +133,16 @@ def record_outcome(spec: str, state: str, error: str, run: str) -> None:
 
         distillation = _read(spec)
         store = Store(distillation.spec.output.uri)
-        state = "SUCCEEDED" if state == "COMPLETE" else state  # as Kubeflow's servers before 2.15 say it
+        state = "SUCCEEDED" if state == "COMPLETE" else state  # as servers that keep ML Metadata say it
         if state != "SUCCEEDED":
             error = redact_url(error) or store.read_text(_place_of(distillation, _FAILURE)) or ""
         record = {"state": state, "error": error.strip(), "kubeflowRun": run}
         store.write_text(_place_of(distillation, "outcome.json"), json.dumps(record, indent=2) + "\n")
         sys.stderr.write(f"{distillation.metadata.name}: {state}{': ' if error else ''}{error}\n")
-        remove_clusters(distillation)
+        try:
+            remove_clusters(distillation)
+        except WorkError as error:  # nothing that the run's result depends on
+            sys.stderr.write(f"Ray clusters were not looked for: {error}\n")
 
 
 def _place_of(distillation: Distillation, file: str) -> str:

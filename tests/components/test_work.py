@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from kfp import dsl
 
+from limbeck.errors import WorkError
 from limbeck.store import Store
 from limbeck_components import work
 from limbeck_components.encoders.component import encoders
@@ -103,6 +104,16 @@ def test_what_is_no_error_of_ours_is_told_too(tmp_path, output, capsys, monkeypa
 
 def test_an_older_kubeflow_calls_success_complete(output):
     work.record_outcome(spec(output), "COMPLETE", "", "a-run")
+    assert json.loads((output / "runs/tiny/outcome.json").read_text())["state"] == "SUCCEEDED"
+
+
+def test_an_outcome_is_recorded_where_ray_clusters_may_not_be_looked_for(output, capsys, monkeypatch):
+    def refused(asked: Any) -> None:
+        raise WorkError("the pod's service account may not list rayclusters in team")
+
+    monkeypatch.setattr(work, "remove_clusters", refused)
+    work.record_outcome(spec(output), "SUCCEEDED", "", "a-run")
+    assert "may not list rayclusters" in capsys.readouterr().err
     assert json.loads((output / "runs/tiny/outcome.json").read_text())["state"] == "SUCCEEDED"
 
 
