@@ -84,10 +84,10 @@ def run_local(distillation: Distillation, progress: Progress) -> Path:
                 follower.join(0.1)
                 stop.check()
     except (Stopped, KeyboardInterrupt) as how:
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, KeyboardInterrupt):  # asked once; a second time there is no waiting
             process.stdin.close()  # the runner ends its task, see `_end_with`
-        if isinstance(how, Stopped):  # asked once; a second time there is no waiting
-            follower.join(_GRACE + _END_SECONDS)
+            if isinstance(how, Stopped):
+                follower.join(_GRACE + _END_SECONDS)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
