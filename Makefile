@@ -27,6 +27,7 @@ lint: $(INSTALLED)
 generate: $(INSTALLED)
 	$(BIN)/python -m limbeck.reference docs
 	$(BIN)/python -m limbeck_pipelines.generate .
+	$(BIN)/python -m limbeck_operator.generate .
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 

@@ -20,13 +20,14 @@ import urllib3
 from google.auth.exceptions import GoogleAuthError
 from kfp.client import ServiceAccountTokenVolumeCredentials
 
+from limbeck.cluster import check_for_cluster
 from limbeck.errors import InputError, WorkError
 from limbeck.interrupt import StopRequest
 from limbeck.kubeflow import FAILED, Access
 from limbeck.progress import Progress
 from limbeck.redact import redact_url
 from limbeck.spec import Distillation
-from limbeck_pipelines.distillation import PREFIX, build, check_for_cluster, compile_to, pipeline_name
+from limbeck_pipelines.distillation import PREFIX, build, compile_to, pipeline_name
 
 _ATTEMPTS, _FIRST_PAUSE = 5, 1.0  # of a request that Kubeflow answers with 5xx, and seconds before the second
 _DONE = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}

@@ -1,18 +1,15 @@
 """The pipeline: one task a stage, each with the pod settings that the spec has for it."""
 
-import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import get_args
 
 from kfp import compiler, dsl, kubernetes
 from kfp.dsl import graph_component, pipeline_task
 
+from limbeck.cluster import IMAGE
 from limbeck.errors import InputError
-from limbeck.redact import redact_url
-from limbeck.spec import Baseline, Distillation, DistillationSpec, Execution, Resources, StageName
-from limbeck.tracking.place import database
-from limbeck_components.base import IMAGE
+from limbeck.spec import Baseline, Distillation, Execution, Resources, StageName
 from limbeck_components.distill.component import distill
 from limbeck_components.encoders.component import encoders
 from limbeck_components.evaluate.component import evaluate
@@ -25,42 +22,9 @@ from limbeck_components.targets.component import targets
 from limbeck_components.teacher.component import teacher
 from limbeck_components.trajectories.component import trajectories
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 PREFIX = "limbeck-"  # of the names of pipelines and schedules
 _FOR_EVER = "31536000s"  # Argo counts the work itself, too, and would end a retry when it is over
 _DESCRIPTION = "Distils an image dataset into a small synthetic one that pre-trains encoders."
-
-
-def check_for_cluster(spec: DistillationSpec) -> None:
-    """See that every place that the spec names is one that pods can see.
-
-    Raises:
-        InputError: one is a folder of this machine.
-    """
-    volumes = [PurePosixPath(volume.mount_path) for volume in spec.execution.volumes]
-    places = {"spec.output.uri": spec.output.uri, "spec.source.uri": spec.source.uri}
-    for index, task in enumerate(spec.evaluate.tasks):
-        places |= {
-            f"spec.evaluate.tasks[{index}].{part}.uri": data.uri
-            for part, data in (("train", task.train), ("test", task.test))
-        }
-    if spec.teacher.checkpoint is not None:
-        places["spec.teacher.checkpoint"] = spec.teacher.checkpoint
-    if spec.distill.warm_start is not None:
-        places["spec.distill.warmStart"] = spec.distill.warm_start
-    if spec.tracking.enabled and spec.tracking.uri is not None:
-        file = database(spec.tracking.uri)
-        places["spec.tracking.uri"] = spec.tracking.uri if file is None else str(file)
-    for field, uri in places.items():
-        if redact_url(uri) != uri:
-            raise InputError(
-                field, f"{redact_url(uri)} has credentials, which Kubeflow shows", "spec.execution.secrets"
-            )
-        local = not _URL.match(uri) or uri.startswith("file:")
-        path = PurePosixPath(uri.removeprefix("file://"))
-        if local and not any(path.is_relative_to(volume) for volume in volumes):
-            allowed = "a URL such as gs://BUCKET/FOLDER, or a folder of one of spec.execution.volumes"
-            raise InputError(field, f"{redact_url(uri)} is on this machine", allowed)
 
 
 def pipeline_name(distillation: Distillation) -> str:

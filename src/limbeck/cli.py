@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from limbeck.cli_operator import operator, trigger
 from limbeck.cli_pipeline import pipeline
 from limbeck.cli_registry import registry, ui
 from limbeck.errors import InputError, WorkError
@@ -39,6 +40,8 @@ app = typer.Typer(
 app.add_typer(pipeline)
 app.add_typer(registry)
 app.command()(ui)
+app.command()(operator)
+app.command()(trigger)
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
 SetOption = Annotated[
@@ -60,6 +63,11 @@ WorkersOption = Annotated[
     ),
 ]
 
+OutcomeOption = Annotated[
+    Path | None,
+    typer.Option("--outcome", hidden=True, help="File for what came of it, as JSON of at most 4,096 bytes."),
+]
+
 
 @app.callback(invoke_without_command=True)
 def _root(
@@ -76,11 +84,12 @@ def run(
     overrides: SetOption = NoOverrides,
     workers: WorkersOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+    outcome: OutcomeOption = None,
 ) -> None:
     """Run a spec from its source to the evaluated distilled set; what is done is skipped, what was cut goes on."""
     from limbeck.specfile import read_spec
 
-    summary, store = _run(read_spec(spec, overrides), _again("run", spec, overrides, workers), workers)
+    summary, store = _run(read_spec(spec, overrides), _again("run", spec, overrides, workers), workers, outcome)
     if json:
         typer.echo(summary.model_dump_json(by_alias=True, indent=2))
     else:
@@ -114,6 +123,25 @@ def stage(
         recorder, shop = recorded(sender, shop, f"limbeck stage {name}", stage_alone=True)
         result = Run(specfile.distillation, shop, recorder).stage(name)
     typer.echo(str(result.path))
+
+
+@app.command()
+def fingerprint(
+    spec: SpecArgument,
+    overrides: SetOption = NoOverrides,
+    outcome: OutcomeOption = None,
+) -> None:
+    """Print a digest of what the sources of a spec are now: as long as it stays, so do they."""
+    from limbeck.outcome import Outcome
+    from limbeck.preflight import fingerprints_of, open_sources, source_digest
+    from limbeck.specfile import read_spec
+
+    specfile = read_spec(spec, overrides)
+    with specfile.located():
+        digest = source_digest(fingerprints_of(open_sources(specfile.distillation.spec)))
+    if outcome is not None:
+        Outcome(source_fingerprint=digest).write(outcome)
+    typer.echo(digest)
 
 
 @app.command()
@@ -185,7 +213,9 @@ def _workshop(specfile: SpecFile, again: str, workers: int | None) -> Iterator[W
         raise Stopped(f"stopped; what is finished is kept. To go on: {again}") from None
 
 
-def _run(specfile: SpecFile, again: str, workers: int | None = None) -> tuple[Summary, Store]:
+def _run(
+    specfile: SpecFile, again: str, workers: int | None = None, outcome: Path | None = None
+) -> tuple[Summary, Store]:
     sender = start_sender(specfile.distillation.spec, _note)
     from limbeck.runner import Run
 
@@ -193,7 +223,13 @@ def _run(specfile: SpecFile, again: str, workers: int | None = None) -> tuple[Su
         _note(f"note: {setting} has no effect on a run on this machine")
     with _workshop(specfile, again, workers) as shop:
         recorder, shop = recorded(sender, shop, "limbeck run", stage_alone=False)
-        return Run(specfile.distillation, shop, recorder).all(), shop.store
+        work = Run(specfile.distillation, shop, recorder)
+        summary = work.all()
+        if outcome is not None:
+            from limbeck.outcome import outcome_of
+
+            outcome_of(summary, work.source_digest).write(outcome)
+        return summary, shop.store
 
 
 def _without_effect(spec: DistillationSpec) -> list[str]:

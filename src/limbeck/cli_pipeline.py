@@ -82,8 +82,9 @@ def compile_(
 ) -> None:
     """Write the pipeline of a spec as YAML, for uploading by hand; the same spec gives the same bytes."""
     _require()
+    from limbeck.cluster import check_for_cluster
     from limbeck.specfile import read_spec
-    from limbeck_pipelines.distillation import build, check_for_cluster, compile_to
+    from limbeck_pipelines.distillation import build, compile_to
 
     if output.suffix not in (".yaml", ".yml"):
         raise InputError(str(output), "not a name of a YAML file", "one that ends in .yaml")

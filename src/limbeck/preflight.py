@@ -80,6 +80,16 @@ def open_sources(spec: DistillationSpec) -> dict[str, NamedSource]:
     return opened
 
 
+def fingerprints_of(sources: Mapping[str, NamedSource]) -> dict[str, str]:
+    """What the sources are now, by name."""
+    return {name: entry.source.fingerprint() for name, entry in sources.items()}
+
+
+def source_digest(fingerprints: Mapping[str, str]) -> str:
+    """One digest for all of them: as long as it stays, so do the sources."""
+    return json_digest(dict(fingerprints))
+
+
 def check_against_data(spec: DistillationSpec, sources: Mapping[str, NamedSource]) -> None:
     """Check, from listings alone, the rules that only the data can answer; `sources` are those of `open_sources`.
 

@@ -17,8 +17,10 @@ from limbeck.preflight import (
     SourceSettings,
     check_against_data,
     check_datasets,
+    fingerprints_of,
     open_sources,
     outside_digests,
+    source_digest,
     source_settings,
 )
 from limbeck.redact import redact_strings
@@ -87,7 +89,7 @@ class Run:
         """
         self._sources = open_sources(self._spec)
         check_against_data(self._spec, self._sources)
-        found = {name: entry.source.fingerprint() for name, entry in self._sources.items()}
+        found = fingerprints_of(self._sources)
         if self._given is not None and found != self._given:
             changed = next(name for name in found if found[name] != self._given.get(name))
             settings = self._sources[changed].settings
@@ -164,6 +166,11 @@ class Run:
             for stage in STAGES:
                 self._stage(stage, only_find=stage.name != "register")
             return self._finish((datetime.now(UTC) - begun).total_seconds())
+
+    @property
+    def source_digest(self) -> str:
+        """A digest of all sources, as they were when this run looked at them."""
+        return source_digest(self._fingerprints)
 
     @contextmanager
     def _recorded(self, *, look: bool) -> Iterator[None]:

@@ -614,7 +614,9 @@ class Engine(Section):
 class Execution(Section):
     """Where and how it is run; of this a run on one machine looks at engine, ray and checkpointSeconds."""
 
-    backend: Literal["local", "job", "kubeflow"] = Field("local", description="Who runs the stages.")
+    backend: Literal["local", "job", "kubeflow"] = Field(
+        "local", description="Who runs the stages; on a cluster, local is a Job as well."
+    )
     image: str | None = Field(None, min_length=1, max_length=500, description="Container image.")
     service_account: Name | None = Field(None, description="Service account of the pods.")
     ray: Ray = Field(default_factory=Ray, description="The Ray workers that experts are fanned out over.")
@@ -732,6 +734,94 @@ class Distillation(BaseModel):
     kind: Literal["Distillation"] = Field(description="Kind of the object.")
     metadata: Metadata = Field(description="Name and labels.")
     spec: DistillationSpec = Field(description="The settings.")
+    status: dict[str, Any] | None = Field(None, exclude=True, description="Ignored: what a cluster reports.")
+
+
+_NUMBER = r"(\*|[0-9]{1,4}|[A-Za-z]{3})"
+_CRON = rf"{_NUMBER}(-{_NUMBER})?(/[0-9]{{1,4}})?"
+_CRON_FIELD = rf"({_CRON}|[Ll]|[A-Za-z0-9]{{1,3}}#[1-5L])(,({_CRON}|[Ll]|[A-Za-z0-9]{{1,3}}#[1-5L]))*"
+_CRON_PATTERN = rf"^(@(hourly|daily|midnight|weekly|monthly|yearly|annually)|{_CRON_FIELD}( +{_CRON_FIELD}){{4}})$"
+
+
+class DistillationTemplate(Section):
+    """What a scheduled distillation creates each time."""
+
+    labels: dict[str, Annotated[str, Field(max_length=63)]] = Field(
+        default_factory=dict, max_length=64, description="Labels of each Distillation."
+    )
+    annotations: dict[str, Annotated[str, Field(max_length=1024)]] = Field(
+        default_factory=dict, max_length=64, description="Annotations of each Distillation."
+    )
+    spec: DistillationSpec = Field(description="The settings of each Distillation.")
+
+
+class ScheduledDistillationSpec(Section):
+    """A distillation again and again, as a CronJob is a Job again and again."""
+
+    schedule: Annotated[str, Field(min_length=1, max_length=200, pattern=_CRON_PATTERN)] = Field(
+        description="When: minute hour day month weekday, or @hourly, @daily, @weekly, @monthly, @yearly."
+    )
+    time_zone: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$")] = (
+        Field("Etc/UTC", description="IANA time zone that the schedule is in.")
+    )
+    concurrency_policy: Literal["Allow", "Forbid", "Replace"] = Field(
+        "Forbid",
+        description="When one is due while another still runs: run both, leave the new one out, or end the old one.",
+    )
+    starting_deadline_seconds: int | None = Field(
+        None,
+        ge=10,
+        le=2**31 - 1,
+        description="How late one may still start; without it, the latest that was missed always does.",
+    )
+    successful_runs_history_limit: int = Field(3, ge=0, le=1000, description="How many that are complete are kept.")
+    failed_runs_history_limit: int = Field(1, ge=0, le=1000, description="How many that have failed are kept.")
+    suspend: bool = Field(False, description="Start nothing; what runs goes on.")
+    only_if_source_changed: bool = Field(
+        True,
+        description="Leave a time out when sources and settings are those of the last one that completed; a trigger "
+        "by hand runs anyway.",
+    )
+    warm_start: Literal["never", "champion"] = Field(
+        "never",
+        description="What the synthetic images start from once there is a champion: real images, or the champion.",
+    )
+    template: DistillationTemplate = Field(description="What is created each time.")
+
+    @model_validator(mode="after")
+    def _champions_fit(self) -> ScheduledDistillationSpec:
+        spec = self.template.spec
+        if self.warm_start == "champion":
+            if spec.registry.name is None:
+                raise _conflict("warmStart", "champion", "only with template.spec.registry.name, whose champion it is")
+            if spec.distill.size is None:
+                raise _conflict(
+                    "warmStart", "champion", "only with template.spec.distill.size: a fraction changes with the source"
+                )
+            if spec.distill.warm_start is not None:
+                raise _conflict(
+                    "template.spec.distill.warmStart", repr(spec.distill.warm_start), "nothing beside warmStart"
+                )
+        return self
+
+
+class ScheduledMetadata(Metadata):
+    """Kubernetes object metadata of a schedule, from whose name those of its distillations are made."""
+
+    name: Annotated[str, Field(min_length=1, max_length=52, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")] = Field(
+        description="Name of the schedule, a DNS label of at most 52 characters."
+    )
+
+
+class ScheduledDistillation(BaseModel):
+    """Distillations at the times of a schedule, on Kubernetes."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True, frozen=True)
+
+    api_version: Literal["limbeck.dev/v1alpha1"] = Field(description="Version of this format.")
+    kind: Literal["ScheduledDistillation"] = Field(description="Kind of the object.")
+    metadata: ScheduledMetadata = Field(description="Name and labels.")
+    spec: ScheduledDistillationSpec = Field(description="The settings.")
     status: dict[str, Any] | None = Field(None, exclude=True, description="Ignored: what a cluster reports.")
 
 

@@ -11,8 +11,9 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from limbeck.cluster import check_for_cluster
 from limbeck.errors import InputError
-from limbeck_pipelines.distillation import build, check_for_cluster, compile_to
+from limbeck_pipelines.distillation import build, compile_to
 from limbeck_pipelines.generate import generated
 from tests.pipelines.specs import SPECS, distillation, spec
 
@@ -148,7 +149,7 @@ def test_a_place_that_no_pod_sees_is_refused(field, value, where):
 
 def test_credentials_in_a_spec_are_refused_where_kubeflow_would_show_them():
     settings = {**SPECS["cpu"], "tracking": {"uri": "https://ana:hidden@mlflow.example"}}
-    with pytest.raises(InputError, match="has credentials, which Kubeflow shows") as refusal:
+    with pytest.raises(InputError, match="has credentials, which a cluster shows") as refusal:
         check_for_cluster(distillation("x", settings).spec)
     assert "hidden" not in str(refusal.value)
 

@@ -15,7 +15,8 @@ TOKEN_KEY = "auth_token"  # noqa: S105 - the name of a key; KubeRay puts the tok
 _TMP = "/tmp"  # noqa: S108 - the pod's own
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
-_CONTAINER_SECURITY = {
+POD_SECURITY = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
     "readOnlyRootFilesystem": True,
@@ -66,7 +67,7 @@ def ray_cluster(
     if cluster.autoscaling:
         spec["autoscalerOptions"] = {
             "idleTimeoutSeconds": cluster.idle_timeout_seconds,
-            "securityContext": _CONTAINER_SECURITY,
+            "securityContext": CONTAINER_SECURITY,
         }
     return {"apiVersion": API_VERSION, "kind": "RayCluster", "metadata": metadata, "spec": spec}
 
@@ -126,7 +127,7 @@ def _pod(
     selector: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     amounts = {"cpu": node.cpu, "memory": node.memory, **(accelerators or {})}
-    seen = _Seen(execution)
+    seen = Seen(execution)
     spec: dict[str, Any] = {
         "containers": [
             {
@@ -138,7 +139,7 @@ def _pod(
                     {"name": "XDG_CACHE_HOME", "value": f"{_TMP}/cache"},
                     *seen.environment,
                 ],
-                "securityContext": _CONTAINER_SECURITY,
+                "securityContext": CONTAINER_SECURITY,
                 "volumeMounts": [
                     {"name": "tmp", "mountPath": _TMP},
                     {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
@@ -147,7 +148,7 @@ def _pod(
                 **({"ports": ports} if ports else {}),
             }
         ],
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": POD_SECURITY,
         "volumes": [
             {"name": "tmp", "emptyDir": {"sizeLimit": node.scratch}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": node.shared_memory}},
@@ -169,7 +170,7 @@ def _pod(
     return {"metadata": {"labels": dict(labels)}, "spec": spec}
 
 
-class _Seen:
+class Seen:
     """What pods see of `execution.secrets` and `execution.volumes`."""
 
     def __init__(self, execution: Execution) -> None:

@@ -1,0 +1,1 @@
+"""The Kubernetes operator: Distillations and ScheduledDistillations, run as they say."""

@@ -1,0 +1,207 @@
+"""The operator: informer, queue, workers and leader election, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from limbeck_operator import api
+from limbeck_operator.cache import Cache, Key, owner_of
+from limbeck_operator.distillation import Observed, is_finished, reconcile
+from limbeck_operator.executor import Executor, NotLeadingError
+from limbeck_operator.informer import Informer
+from limbeck_operator.kube import Document, Kube, Refused, connect
+from limbeck_operator.leader import KubernetesLease, LeaderElector
+from limbeck_operator.manifests import Defaults, cluster_name
+from limbeck_operator.metrics import Metrics
+from limbeck_operator.queue import Closed, WorkQueue
+from limbeck_operator.schedule import ObservedSchedule, reconcile_schedule
+from limbeck_operator.server import Server
+
+log = logging.getLogger("limbeck.operator")
+
+_STALE_SECONDS = 900.0  # without any word of the API server, or with work that waits so long, something is wrong
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the operator is run.
+
+    Attributes:
+        namespace: the only one to look at; None for all.
+        lease_namespace: where the lease of the leader is.
+        kubeconfig: a file, else the pod's service account.
+        workers: objects that are reconciled at once.
+        resync: seconds between whole lists.
+        port: of health and metrics; 0 takes a free one.
+        defaults: of objects that do not say it themselves.
+    """
+
+    namespace: str | None = None
+    lease_namespace: str = "default"
+    kubeconfig: str | None = None
+    workers: int = 8
+    resync: float = 300.0
+    port: int = 8080
+    defaults: Defaults = field(default_factory=Defaults)
+
+
+class Operator:
+    """Reconciles the objects of a cluster, or of one namespace, while it leads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._cache = Cache()
+        self._queue: WorkQueue[Key] = WorkQueue()
+        identity = os.environ.get("LIMBECK_POD_NAME") or socket.gethostname()
+        self.identity = f"{identity}_{uuid.uuid4().hex[:8]}"
+        client = connect(settings.kubeconfig)
+        self._kube = Kube(client)
+        self._elector = LeaderElector(
+            KubernetesLease(client, settings.lease_namespace, api.MANAGER), identity=self.identity
+        )
+        self._executor = Executor(self._kube, self._cache, lambda: self._elector.leads, self.identity)
+        self._informer = Informer(
+            self._kube,
+            self._cache,
+            settings.namespace,
+            self._changed,
+            resync=settings.resync,
+            connection=client.configuration,
+        )
+        self.metrics = Metrics(self._queue, self._cache, self._kube, lambda: self._elector.leads)
+        self._worked = time.monotonic()
+
+    async def run(self) -> None:
+        """Work until a signal comes, or this is cancelled."""
+        server = Server(self._settings.port, self.metrics, ready=self._informer.ready.is_set, alive=self._alive)
+        await server.start()
+        election = asyncio.create_task(self._elect(), name="election")
+        informer = asyncio.create_task(self._informer.run(), name="informer")
+        try:
+            ended, _ = await asyncio.wait({election, informer}, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+        finally:
+            for task in (election, informer):  # the lease first, so that another replica can go on
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            await server.stop()
+            self._kube.close()
+
+    async def _elect(self) -> None:
+        await self._informer.ready.wait()
+        await self._elector.run(self._lead)
+
+    async def _lead(self) -> None:
+        """Reconcile everything once, and then what changes."""
+        log.info("leading as %s", self.identity)
+        for kind in (api.DISTILLATION, api.SCHEDULE):
+            for key in self._cache.keys(kind):
+                self._queue.add(key)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._settings.workers):
+                group.create_task(self._work())
+
+    def _changed(self, key: Key, document: Document | None) -> None:
+        """An object has changed: it is reconciled if it is ours, and so is what controls it."""
+        if not self._elector.leads:
+            return
+        if key.kind in (api.DISTILLATION, api.SCHEDULE):
+            if self._cache.get(key) is None:
+                self._queue.discard(key)
+            else:
+                self._queue.add(key)
+        owner = owner_of(document) if document is not None else None
+        if owner is not None and owner["kind"] in (api.DISTILLATION, api.SCHEDULE):
+            self._queue.add(Key(owner["kind"], key.namespace, owner["name"]))
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                key, waited = await self._queue.get()
+            except Closed:
+                return
+            started = time.monotonic()
+            try:
+                again = await self._reconcile(key)
+            except NotLeadingError:
+                return
+            except Exception as error:
+                again = None
+                outcome = "conflict" if isinstance(error, Refused) and error.status == 409 else "error"
+                if outcome == "error":
+                    known = isinstance(error, Refused | OSError)
+                    log.warning("%s %s/%s: %s", *key, error, exc_info=not known)
+                self._queue.add_rate_limited(key)
+            else:
+                outcome = "done"
+                self._queue.forget(key)
+                if again is not None:
+                    self._queue.add_after(key, max(0.0, (again - datetime.now(UTC)).total_seconds()))
+            finally:
+                self._queue.done(key)
+            self._worked = time.monotonic()
+            self.metrics.reconciled(key.kind, outcome, waited, self._worked - started)
+
+    async def _reconcile(self, key: Key) -> datetime | None:
+        """Look, decide, and act; when to look again."""
+        document = self._cache.get(key)
+        if document is None:
+            return None
+        now = datetime.now(UTC)
+        if key.kind == api.DISTILLATION:
+            plan = reconcile(await self._observe(document), now)
+        else:
+            plan = reconcile_schedule(await self._observe_schedule(document), now)
+        await self._executor.carry_out(document, plan)
+        self.metrics.carried_out(document, plan, now)
+        return plan.again
+
+    async def _observe(self, document: Document) -> Observed:
+        metadata = document["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        job = self._cache.get(Key("Job", namespace, name))
+        pods: list[Document] = []
+        if job is not None and not is_finished(document.get("status") or {}):
+            pods = await self._pods(namespace, name)
+        cluster, has_ray = None, True
+        if document["spec"].get("execution", {}).get("ray", {}).get("cluster") is not None:
+            has_ray = await self._kube.knows("RayCluster")
+            if has_ray:
+                cluster = await self._kube.get("RayCluster", namespace, cluster_name(name))
+        return Observed(document, job, pods, cluster, has_ray, self._settings.defaults)
+
+    async def _observe_schedule(self, document: Document) -> ObservedSchedule:
+        namespace = document["metadata"]["namespace"]
+        checks = self._cache.children("Job", document)
+        names = [entry["metadata"]["name"] for entry in checks]
+        pods = {name: await self._pods(namespace, name) for name in names}
+        mine = self._cache.children(api.DISTILLATION, document)
+        return ObservedSchedule(document, mine, checks, pods, self._settings.defaults)
+
+    async def _pods(self, namespace: str, job: str) -> list[Document]:
+        """The pods of a Job, the oldest first."""
+        pods, _ = await self._kube.listed("Pod", namespace, f"batch.kubernetes.io/job-name={job}")
+        return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+
+    def _alive(self) -> str | None:
+        """What is wrong, if something is that a new start would mend."""
+        now = time.monotonic()
+        if now - self._informer.fresh > _STALE_SECONDS:
+            return f"no word of the API server for {now - self._informer.fresh:.0f} s"
+        waiting = self._queue.oldest_waiting()
+        if self._elector.leads and waiting is not None and waiting > _STALE_SECONDS:
+            return f"work has waited for {waiting:.0f} s, and none was done for {now - self._worked:.0f} s"
+        return None
+
+
+def run(settings: Settings) -> None:
+    """Run an operator until a signal comes."""
+    asyncio.run(Operator(settings).run())

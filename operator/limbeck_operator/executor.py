@@ -1,0 +1,118 @@
+"""Carries plans out."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from limbeck_operator import api
+from limbeck_operator.cache import Cache
+from limbeck_operator.kube import Document, Kube, Refused
+from limbeck_operator.manifests import is_owned
+from limbeck_operator.plan import Delete, Event, Plan, Suspend
+
+log = logging.getLogger("limbeck.operator")
+
+_SUSPENDER = f"{api.MANAGER}-suspend"  # another manager of fields, so that a Job's other fields stay
+_FINAL = (400, 403, 422)  # answers that asking again soon does not change
+
+
+class NotLeadingError(Exception):
+    """Another replica may lead by now, so nothing was written."""
+
+
+class Executor:
+    """Carries plans out, as long as this replica leads.
+
+    Args:
+        kube: the API server.
+        cache: is told of every answer, so that the next reconcile knows what this one has done.
+        leads: asked right before each write.
+        reporter: who events are said to come from.
+    """
+
+    def __init__(self, kube: Kube, cache: Cache, leads: Callable[[], bool], reporter: str) -> None:
+        self._kube, self._cache, self._leads, self._reporter = kube, cache, leads, reporter
+
+    async def carry_out(self, document: Document, plan: Plan) -> None:
+        """Do what a plan says about an object.
+
+        Raises:
+            NotLeadingError: the rest is not done.
+            Refused: the API server does not do it; the rest is not done.
+        """
+        namespace = document["metadata"]["namespace"]
+        for entry in plan.delete:
+            await self._delete(namespace, entry)
+        for manifest in plan.create:
+            await self._create(document, manifest)
+        for change in plan.suspend:
+            await self._suspend(namespace, change)
+        if plan.status is not None:
+            await self._status(document, plan.status)
+        for event in plan.events:
+            await self._record(document, event)
+
+    def _check(self) -> None:
+        if not self._leads():
+            raise NotLeadingError
+
+    async def _delete(self, namespace: str, entry: Delete) -> None:
+        self._check()
+        await self._kube.delete(entry.kind, namespace, entry.name, entry.uid)
+        log.info("deleted %s %s/%s", entry.kind, namespace, entry.name)
+
+    async def _create(self, owner: Document, manifest: Document) -> None:
+        self._check()
+        kind, metadata = manifest["kind"], manifest["metadata"]
+        try:
+            made = await self._kube.create(kind, manifest)
+            log.info("created %s %s/%s", kind, metadata["namespace"], metadata["name"])
+        except Refused as refusal:
+            if refusal.status != 409:
+                if refusal.status in _FINAL:
+                    await self._record(owner, Event("FailedCreate", f"{kind} {metadata['name']}: {refusal}", "Warning"))
+                raise
+            found = await self._kube.get(kind, metadata["namespace"], metadata["name"])
+            if found is None or not is_owned(found, owner):
+                raise
+            made = found
+        self._cache.put(kind, made)
+
+    async def _suspend(self, namespace: str, change: Suspend) -> None:
+        self._check()
+        document = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": change.name, "namespace": namespace},
+            "spec": {"suspend": change.suspend},
+        }
+        try:
+            self._cache.put("Job", await self._kube.apply("Job", document, manager=_SUSPENDER))
+        except Refused as refusal:
+            if refusal.status != 404:
+                raise
+
+    async def _status(self, document: Document, status: dict[str, Any]) -> None:
+        """Write the status, if the object is still the one that it was derived from."""
+        self._check()
+        metadata = document["metadata"]
+        body = {
+            "apiVersion": document["apiVersion"],
+            "kind": document["kind"],
+            "metadata": {name: metadata[name] for name in ("name", "namespace", "uid", "resourceVersion")},
+            "status": status,
+        }
+        written = await self._kube.apply(document["kind"], body, part="status")
+        self._cache.put(document["kind"], written)
+
+    async def _record(self, document: Document, event: Event) -> None:
+        """Record an event; one that is lost changes nothing."""
+        self._check()
+        name = f"{document['metadata']['name']}.{uuid.uuid4().hex[:16]}"
+        try:
+            await self._kube.record(document, event.reason, event.message, event.type, name, self._reporter)
+        except Refused as refusal:
+            log.warning("event not recorded: %s", refusal)

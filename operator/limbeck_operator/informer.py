@@ -1,0 +1,146 @@
+"""What happens in the cluster, into the cache: kopf's watches, and now and then a whole list, since news can be lost.
+
+kopf is used for nothing else: its handlers here write nothing to objects, and it adds neither finalizers nor
+annotations for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kopf
+
+from limbeck_operator import api
+from limbeck_operator.cache import Cache, Key, key_of
+from limbeck_operator.kube import Kube, strip
+
+log = logging.getLogger("limbeck.operator")
+
+KINDS = (api.DISTILLATION, api.SCHEDULE, "Job")
+_RESOURCES = {
+    api.DISTILLATION: (api.GROUP, api.VERSION, api.DISTILLATIONS),
+    api.SCHEDULE: (api.GROUP, api.VERSION, api.SCHEDULES),
+    "Job": ("batch", "v1", "jobs"),
+}
+_JOBS = f"{api.BY}={api.MANAGER}"
+_WATCH_SECONDS = 300  # after which a watch is opened anew
+_PATIENCE = (1, 1, 2, 3, 5)  # seconds between the first tries of a request
+_FIRST_LIST_SECONDS = 2.0
+
+
+class _ForEver:
+    """Pauses between tries that never end: the operator outlives any outage of the API server."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain(_PATIENCE, itertools.repeat(5.0))
+
+
+class Informer:
+    """Keeps a cache true.
+
+    Args:
+        kube: the API server.
+        cache: to keep.
+        namespace: the only one to look at; None for all.
+        changed: told of the key of every object that has changed, or is gone.
+        resync: seconds between whole lists.
+        connection: how the client of `kube` is configured.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        cache: Cache,
+        namespace: str | None,
+        changed: Callable[[Key, Any], None],
+        *,
+        resync: float = 300.0,
+        connection: Any,
+    ) -> None:
+        self._kube, self._cache, self._namespace = kube, cache, namespace
+        self._changed, self._resync, self._connection = changed, resync, connection
+        self.ready = asyncio.Event()  # the cache is filled
+        self.fresh = time.monotonic()  # when the API server was last heard of
+
+    async def run(self) -> None:
+        """Keep the cache true until cancelled; returns when kopf was told to stop by a signal."""
+        lists = asyncio.create_task(self._lists(), name="lists")
+        try:
+            await self.ready.wait()
+            await kopf.operator(
+                registry=self._registry(),
+                settings=self._settings(),
+                standalone=True,
+                clusterwide=self._namespace is None,
+                namespaces=() if self._namespace is None else (self._namespace,),
+            )
+        finally:
+            lists.cancel()
+            await asyncio.gather(lists, return_exceptions=True)
+
+    async def _lists(self) -> None:
+        while True:
+            try:
+                for kind in KINDS:
+                    documents, version = await self._kube.listed(
+                        kind, self._namespace, _JOBS if kind == "Job" else None
+                    )
+                    before = {key: self._cache.get(key) for key in self._cache.keys(kind)}
+                    for key in self._cache.replace(kind, documents, version):
+                        self._changed(key, self._cache.get(key) or before.get(key))
+                self.fresh = time.monotonic()
+                self.ready.set()
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # an outage: whatever it is, it is tried again
+                log.warning("objects were not listed: %s", error)
+            await asyncio.sleep(self._resync if self.ready.is_set() else _FIRST_LIST_SECONDS)
+
+    def _registry(self) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry, retries=None)
+        def login(**_: Any) -> kopf.ConnectionInfo:
+            settings = self._connection
+            return kopf.ConnectionInfo(
+                server=settings.host,
+                ca_path=settings.ssl_ca_cert,
+                insecure=not settings.verify_ssl,
+                certificate_path=settings.cert_file,
+                private_key_path=settings.key_file,
+                token=(settings.get_api_key_with_prefix("authorization") or "").removeprefix("Bearer ") or None,
+            )
+
+        for kind, (group, version, plural) in _RESOURCES.items():
+            labels = {api.BY: api.MANAGER} if kind == "Job" else None
+            kopf.on.event(group, version, plural, registry=registry, id=kind, labels=labels)(self._handler(kind))
+        return registry
+
+    def _handler(self, kind: str) -> Any:
+        async def handle(event: Any, **_: Any) -> None:
+            self.fresh = time.monotonic()
+            document = strip(dict(event["object"]))
+            key = key_of(kind, document)
+            heard = self._cache.remove if event["type"] == "DELETED" else self._cache.put
+            if heard(kind, document):
+                self._changed(key, document)
+
+        return handle
+
+    def _settings(self) -> kopf.OperatorSettings:
+        settings = kopf.OperatorSettings()
+        settings.scanning.disabled = True
+        settings.posting.enabled = False
+        settings.networking.error_backoffs = _ForEver()
+        settings.networking.connect_timeout = 5
+        settings.watching.server_timeout = _WATCH_SECONDS
+        settings.watching.client_timeout = _WATCH_SECONDS + 30
+        settings.watching.connect_timeout = 5
+        settings.watching.reconnect_backoff = 1.0
+        settings.queueing.exit_timeout = 1.0
+        return settings

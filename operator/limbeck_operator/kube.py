@@ -1,0 +1,216 @@
+"""The API server, as the operator uses it: objects are plain JSON, calls are awaited, answers have a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+from kubernetes import client, config
+
+from limbeck_operator import api
+
+Document = Mapping[str, Any]
+
+_PLACES = {  # of kinds: where their API is, and their plural
+    api.DISTILLATION: (f"apis/{api.API_VERSION}", api.DISTILLATIONS),
+    api.SCHEDULE: (f"apis/{api.API_VERSION}", api.SCHEDULES),
+    "Job": ("apis/batch/v1", "jobs"),
+    "Pod": ("api/v1", "pods"),
+    "RayCluster": ("apis/ray.io/v1", "rayclusters"),
+    "Event": ("apis/events.k8s.io/v1", "events"),
+}
+_TIMEOUTS = (5, 30)  # seconds to connect, and until an answer comes
+_PAGE = 500
+_THREADS = 16
+
+
+class Refused(Exception):  # noqa: N818 - what the API server said
+    """The API server does not do it; `status` is HTTP's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        super().__init__(f"{status}: {message}")
+
+
+class Kube:
+    """An API server and who asks it.
+
+    Every method raises `Refused`, or another exception when no answer comes.
+    """
+
+    def __init__(self, api_client: Any) -> None:
+        self._client = api_client
+        self._threads = ThreadPoolExecutor(_THREADS, "kube")
+        self.requests: dict[tuple[str, str], int] = {}  # by method and kind
+
+    async def listed(
+        self, kind: str, namespace: str | None = None, selector: str | None = None
+    ) -> tuple[list[Document], str]:
+        """All objects of a kind, and the resource version of the first page of them."""
+        documents: list[Document] = []
+        page, version = "", "0"
+        while True:
+            query = [("limit", _PAGE), ("continue", page), ("labelSelector", selector)]
+            answer = await self._call("GET", kind, namespace, query=query)
+            version = answer["metadata"]["resourceVersion"] if not page else version
+            documents += [strip(entry) for entry in answer["items"]]
+            page = answer["metadata"].get("continue") or ""
+            if not page:
+                return documents, version
+
+    async def get(self, kind: str, namespace: str, name: str) -> Document | None:
+        """An object; None where there is none of that name."""
+        try:
+            return strip(await self._call("GET", kind, namespace, name))
+        except Refused as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+
+    async def knows(self, kind: str) -> bool:
+        """Whether there is such a kind."""
+        place, plural = _PLACES[kind]
+        try:
+            answer = await self._request("GET", f"/{place}", kind)
+        except Refused as refusal:
+            if refusal.status == 404:
+                return False
+            raise
+        return any(entry["name"] == plural for entry in answer["resources"])
+
+    async def create(self, kind: str, document: Document) -> Document:
+        """Create an object."""
+        namespace = document["metadata"]["namespace"]
+        return strip(await self._call("POST", kind, namespace, body=document, query=[("fieldManager", api.MANAGER)]))
+
+    async def apply(self, kind: str, document: Document, *, part: str = "", manager: str = api.MANAGER) -> Document:
+        """Have the fields of `document` be so, by server-side apply.
+
+        Args:
+            kind: of the object.
+            document: with its name and namespace; a resourceVersion or uid in it must still be the object's.
+            part: a subresource, such as status.
+            manager: of these fields.
+        """
+        metadata = document["metadata"]
+        query = [("fieldManager", manager), ("force", "true")]
+        return strip(
+            await self._call("PATCH", kind, metadata["namespace"], metadata["name"], part, query=query, body=document)
+        )
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Delete an object with what it controls, unless it is gone, or another of its name is there."""
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        try:
+            await self._call("DELETE", kind, namespace, name, body=body)
+        except Refused as refusal:
+            if refusal.status not in (404, 409):
+                raise
+
+    async def record(self, regarding: Document, reason: str, note: str, kind: str, name: str, reporter: str) -> None:
+        """Record an event about an object."""
+        metadata = regarding["metadata"]
+        event = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": metadata["namespace"]},
+            "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "reportingController": f"{api.GROUP}/operator",
+            "reportingInstance": reporter,
+            "action": reason,
+            "reason": reason,
+            "note": note[:1024],
+            "type": kind,
+            "regarding": {
+                "apiVersion": regarding["apiVersion"],
+                "kind": regarding["kind"],
+                "namespace": metadata["namespace"],
+                "name": metadata["name"],
+                "uid": metadata["uid"],
+            },
+        }
+        await self._call("POST", "Event", metadata["namespace"], body=event)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+
+    async def _call(
+        self,
+        method: str,
+        kind: str,
+        namespace: str | None = None,
+        name: str = "",
+        part: str = "",
+        *,
+        query: list[tuple[str, Any]] | None = None,
+        body: Document | None = None,
+    ) -> Any:
+        place, plural = _PLACES[kind]
+        parts = [place, *(("namespaces", namespace) if namespace else ()), plural, name, part]
+        path = "/" + "/".join(piece for piece in parts if piece)
+        return await self._request(method, path, kind, query, body)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        kind: str,
+        query: list[tuple[str, Any]] | None = None,
+        body: Document | None = None,
+    ) -> Any:
+        self.requests[method, kind] = self.requests.get((method, kind), 0) + 1
+        content = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
+
+        def call() -> Any:
+            try:
+                answer = self._client.call_api(
+                    path,
+                    method,
+                    query_params=[(key, value) for key, value in query or () if value not in (None, "")],
+                    header_params={"Accept": "application/json", "Content-Type": content},
+                    body=body,
+                    auth_settings=["BearerToken"],
+                    _preload_content=False,
+                    _return_http_data_only=True,
+                    _request_timeout=_TIMEOUTS,
+                )
+                return json.loads(answer.data)
+            except client.ApiException as error:
+                raise Refused(error.status, _message(error)) from None
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def connect(kubeconfig: str | None = None) -> Any:
+    """A client by a kubeconfig file, else by the service account of this pod, else by the user's own kubeconfig."""
+    if kubeconfig is None:
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            config.load_kube_config()
+        settings = client.Configuration.get_default_copy()
+    else:
+        settings = client.Configuration()
+        config.load_kube_config(kubeconfig, client_configuration=settings)
+    settings.connection_pool_maxsize = _THREADS
+    settings.retries = False
+    return client.ApiClient(settings)
+
+
+def strip(document: Document) -> Document:
+    """The object without the record of who owns which field, which is half of it and nobody here asks for."""
+    metadata = {name: value for name, value in document["metadata"].items() if name != "managedFields"}
+    return {**document, "metadata": metadata}
+
+
+def _message(error: Any) -> str:
+    try:
+        return str(json.loads(error.body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return str(error.reason)

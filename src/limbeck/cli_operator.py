@@ -1,0 +1,74 @@
+"""`limbeck operator` and `limbeck trigger`; the libraries are imported when they are needed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from limbeck.errors import InputError
+
+KubeconfigOption = Annotated[
+    str | None,
+    typer.Option("--kubeconfig", help="File that says where the cluster is; by default the pod's, else your own."),
+]
+
+
+def operator(
+    namespace: Annotated[
+        str | None,
+        typer.Option("--namespace", help="The only namespace to look at, which needs no rights beyond it; else all."),
+    ] = None,
+    lease_namespace: Annotated[
+        str | None, typer.Option("--lease-namespace", help="Where replicas agree on who leads; by default --namespace.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=256, help="Objects reconciled at once.")] = 8,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of /healthz, /readyz and /metrics.")] = 8080,
+    image: Annotated[str | None, typer.Option("--image", help="Of objects that name none.")] = None,
+    service_account: Annotated[
+        str | None, typer.Option("--service-account", help="Of the pods of objects that name none.")
+    ] = None,
+    log_format: Annotated[str, typer.Option("--log-format", help="json or text.")] = "json",
+    kubeconfig: KubeconfigOption = None,
+) -> None:
+    """Run Distillations and ScheduledDistillations of a Kubernetes cluster, until stopped."""
+    _require()
+    if log_format not in ("json", "text"):
+        raise InputError("--log-format", log_format, "json or text")
+    from limbeck_operator.controller import Settings, run
+    from limbeck_operator.logs import configure
+    from limbeck_operator.manifests import Defaults
+
+    defaults = Defaults(**{} if image is None else {"image": image}, service_account=service_account)
+    configure(log_format)
+    run(
+        Settings(
+            namespace=namespace,
+            lease_namespace=lease_namespace or namespace or "default",
+            kubeconfig=kubeconfig,
+            workers=workers,
+            port=port,
+            defaults=defaults,
+        )
+    )
+
+
+def trigger(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a ScheduledDistillation.")],
+    namespace: Annotated[
+        str | None, typer.Option("-n", "--namespace", help="Where it is; by default the kubeconfig's.")
+    ] = None,
+    kubeconfig: KubeconfigOption = None,
+) -> None:
+    """Have a ScheduledDistillation run once, now, whatever its schedule and its sources say."""
+    _require()
+    from limbeck_operator.trigger import trigger as set_trigger
+
+    typer.echo(set_trigger(name, namespace, kubeconfig))
+
+
+def _require() -> None:
+    for package in ("kopf", "kubernetes", "cronsim"):
+        if find_spec(package) is None:
+            raise InputError("limbeck operator", f"{package} is not installed", "pip install 'limbeck[operator]'")

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kubernetes import client
+
+from limbeck_operator.crds import crds
+from tests.cluster import binaries
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.kubelet import until
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A real API server with its etcd and controllers; one for all tests."""
+    folder, why = binaries.find()
+    if folder is None:
+        pytest.skip(why)
+    plane = ControlPlane(folder, tmp_path_factory.mktemp("control-plane"))
+    try:
+        plane.start()
+        yield plane
+    finally:
+        plane.stop()
+
+
+@pytest.fixture(scope="session")
+def admin(control_plane: ControlPlane) -> Any:
+    """A client that may do everything."""
+    return control_plane.client()
+
+
+@pytest.fixture
+def namespace(admin: Any) -> Iterator[str]:
+    """A namespace of the test's own."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    core = client.CoreV1Api(admin)
+    core.create_namespace({"metadata": {"name": name}})
+    yield name
+    core.delete_namespace(name)
+
+
+@pytest.fixture(scope="session")
+def defined(admin: Any) -> None:
+    """The API server knows Distillations and ScheduledDistillations."""
+    extensions = client.ApiextensionsV1Api(admin)
+    for definition in crds().values():
+        extensions.create_custom_resource_definition(definition)
+
+    def established() -> bool:
+        found = extensions.list_custom_resource_definition().items
+        conditions = [{c.type: c.status for c in entry.status.conditions or []} for entry in found]
+        return len(found) == 2 and all(entry.get("Established") == "True" for entry in conditions)
+
+    until(established, "the definitions")

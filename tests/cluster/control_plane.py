@@ -1,0 +1,258 @@
+"""A real control plane for tests: etcd, kube-apiserver and kube-controller-manager as processes of this machine.
+
+There are no nodes: tests play the kubelet, see `kubelet`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from kubernetes import client, config
+
+_START_SECONDS, _STOP_SECONDS = 180.0, 5.0
+_CONTROLLERS = (
+    "garbage-collector-controller",
+    "job-controller",
+    "namespace-controller",
+    "serviceaccount-controller",
+    "root-ca-certificate-publisher-controller",
+)
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+class ControlPlane:
+    """One control plane.
+
+    Args:
+        binaries: folder of etcd, kube-apiserver and kube-controller-manager.
+        folder: for data, logs and kubeconfigs.
+    """
+
+    def __init__(self, binaries: Path, folder: Path) -> None:
+        self._binaries, self._folder = binaries, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._token = secrets.token_hex(16)
+        self._port, self._etcd, self._etcd_peer, self._manager = _free_ports(4)
+        self.url = f"https://127.0.0.1:{self._port}"
+        self.admin = folder / "admin.kubeconfig"
+
+    def start(self) -> None:
+        """Start everything, and wait until a pod could be made."""
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        (self._folder / "accounts.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        (self._folder / "tokens.csv").write_text(f'{self._token},admin,admin,"system:masters"\n')
+        self._run(
+            "etcd",
+            f"--data-dir={self._folder / 'etcd'}",
+            f"--listen-client-urls=http://127.0.0.1:{self._etcd}",
+            f"--advertise-client-urls=http://127.0.0.1:{self._etcd}",
+            f"--listen-peer-urls=http://127.0.0.1:{self._etcd_peer}",
+            f"--initial-advertise-peer-urls=http://127.0.0.1:{self._etcd_peer}",
+            f"--initial-cluster=default=http://127.0.0.1:{self._etcd_peer}",
+            "--unsafe-no-fsync",
+            "--log-level=warn",
+        )
+        self.start_apiserver()
+        self._kubeconfig(self.admin, self._token)
+        self._run(
+            "kube-controller-manager",
+            f"--kubeconfig={self.admin}",
+            f"--service-account-private-key-file={self._folder / 'accounts.key'}",
+            f"--root-ca-file={self._folder / 'certificates' / 'apiserver.crt'}",
+            f"--controllers={','.join(_CONTROLLERS)}",
+            "--use-service-account-credentials=false",
+            "--leader-elect=false",
+            f"--secure-port={self._manager}",
+            f"--cert-dir={self._folder / 'certificates'}",
+            "--concurrent-gc-syncs=2",
+        )
+        core = client.CoreV1Api(self.client())
+        self._until(lambda: _there(core.read_namespaced_service_account, "default", "default"), "an account")
+
+    def stop(self) -> None:
+        """Leave nothing running."""
+        for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
+            self._end(name)
+
+    def start_apiserver(self) -> None:
+        """Start the API server, and wait until it is ready."""
+        certificates = self._folder / "certificates"
+        self._run(
+            "kube-apiserver",
+            f"--etcd-servers=http://127.0.0.1:{self._etcd}",
+            f"--cert-dir={certificates}",
+            f"--secure-port={self._port}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            "--service-cluster-ip-range=10.0.0.0/24",
+            "--authorization-mode=RBAC",
+            f"--token-auth-file={self._folder / 'tokens.csv'}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={self._folder / 'accounts.key'}",
+            f"--service-account-signing-key-file={self._folder / 'accounts.key'}",
+        )
+        self._until(self._is_ready, "kube-apiserver")
+
+    def stop_apiserver(self) -> None:
+        """End the API server; etcd keeps what is stored."""
+        self._end("kube-apiserver")
+
+    def restart_apiserver(self) -> None:
+        """End the API server, and start it again."""
+        self.stop_apiserver()
+        self.start_apiserver()
+
+    def pause_etcd(self) -> None:
+        """Stop etcd, so that the API server answers nothing that needs it."""
+        self._processes["etcd"].send_signal(signal.SIGSTOP)
+
+    def resume_etcd(self) -> None:
+        """Have etcd go on."""
+        self._processes["etcd"].send_signal(signal.SIGCONT)
+
+    def client(self, kubeconfig: Path | None = None) -> Any:
+        """A client of the API server, by default the administrator's."""
+        settings = client.Configuration()
+        config.load_kube_config(str(kubeconfig or self.admin), client_configuration=settings)
+        return client.ApiClient(settings)
+
+    def account(self, namespace: str, name: str) -> Path:
+        """A kubeconfig of a service account, which is made if it is not there."""
+        core = client.CoreV1Api(self.client())
+        if not _there(core.read_namespaced_service_account, name, namespace):
+            core.create_namespaced_service_account(namespace, {"metadata": {"name": name}})
+        request = {"spec": {"expirationSeconds": 3600 * 10}}
+        token = core.create_namespaced_service_account_token(name, namespace, request).status.token
+        path = self._folder / f"{namespace}-{name}.kubeconfig"
+        self._kubeconfig(path, token, namespace)
+        return path
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes of each process."""
+        found = {}
+        for name, process in self._processes.items():
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                if line.startswith("VmRSS"):
+                    found[name] = int(line.split()[1]) * 1024
+        return found
+
+    def _kubeconfig(self, path: Path, token: str, namespace: str = "default") -> None:
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": namespace}}],
+            "clusters": [
+                {
+                    "name": "test",
+                    "cluster": {
+                        "server": self.url,
+                        "certificate-authority": str(self._folder / "certificates" / "apiserver.crt"),
+                    },
+                }
+            ],
+            "users": [{"name": "test", "user": {"token": token}}],
+        }
+        path.write_text(yaml.safe_dump(document))
+
+    def _run(self, name: str, *arguments: str) -> None:
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        log = (self._folder / f"{name}.log").open("ab")
+        self._processes[name] = subprocess.Popen(
+            [str(self._binaries / name), *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=die_with_parent,
+            start_new_session=True,
+        )
+        log.close()
+
+    def _end(self, name: str) -> None:
+        process = self._processes.pop(name, None)
+        if process is None:
+            return
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _is_ready(self) -> bool:
+        if not (self._folder / "certificates" / "apiserver.crt").is_file():
+            return False
+        if not self.admin.is_file():
+            self._kubeconfig(self.admin, self._token)
+        answer = self.client().call_api(
+            "/readyz", "GET", auth_settings=["BearerToken"], response_type="str", _request_timeout=5
+        )
+        return bool(answer[1] == 200)
+
+    def _until(self, holds: Callable[[], bool], what: str) -> None:
+        deadline, last = time.monotonic() + _START_SECONDS, "it never answered"
+        while time.monotonic() < deadline:
+            for name, process in self._processes.items():
+                if process.poll() is not None:
+                    raise RuntimeError(f"{name} ended with {process.returncode}:\n{self._tail(name)}")
+            try:
+                if holds():
+                    return
+            except Exception as error:  # not there yet, in one of many ways
+                last = str(error)
+            time.sleep(0.1)
+        raise RuntimeError(f"no {what} after {_START_SECONDS:g} s: {last}\n{self._tail('kube-apiserver')}")
+
+    def _tail(self, name: str) -> str:
+        return (self._folder / f"{name}.log").read_text(errors="replace")[-3000:]
+
+
+def _there(read: Callable[..., Any], *arguments: str) -> bool:
+    try:
+        read(*arguments, _request_timeout=10)
+    except client.ApiException as error:
+        if error.status == 404:
+            return False
+        raise
+    return True
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    try:
+        for entry in sockets:
+            entry.bind(("127.0.0.1", 0))
+        return [int(entry.getsockname()[1]) for entry in sockets]
+    finally:
+        for entry in sockets:
+            entry.close()
+
+
+def as_json(document: Any) -> Any:
+    """What a client's model is, as plain JSON."""
+    return json.loads(json.dumps(client.ApiClient().sanitize_for_serialization(document)))

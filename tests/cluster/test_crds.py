@@ -1,0 +1,106 @@
+"""The definitions on a real API server: it takes them, fills in the defaults, and refuses what the spec refuses."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client
+
+from limbeck.spec import DistillationSpec
+from limbeck_operator import api
+from limbeck_operator.crds import crds
+
+SOURCE = {"source": {"uri": "gs://bucket/pictures"}}
+
+
+def distillation(spec: dict[str, Any], name: str = "one") -> dict[str, Any]:
+    return {"apiVersion": api.API_VERSION, "kind": api.DISTILLATION, "metadata": {"name": name}, "spec": spec}
+
+
+@pytest.fixture
+def create(admin, defined, namespace):
+    objects = client.CustomObjectsApi(admin)
+
+    def made(document: dict[str, Any]) -> dict[str, Any]:
+        plural = crds()[document["kind"]]["spec"]["names"]["plural"]
+        return objects.create_namespaced_custom_object(
+            api.GROUP, api.VERSION, namespace, plural, document, field_validation="Strict"
+        )
+
+    return made
+
+
+def test_they_are_established_and_structural(admin, defined):
+    for definition in crds().values():
+        found = client.ApiextensionsV1Api(admin).read_custom_resource_definition(definition["metadata"]["name"])
+        conditions = {entry.type: entry.status for entry in found.status.conditions}
+        assert conditions["Established"] == "True"
+        assert conditions.get("NonStructuralSchema", "False") == "False"
+        assert len(json.dumps(definition)) < 200_000
+
+
+def test_the_server_fills_in_the_defaults_of_the_spec(create):
+    made = create(distillation(SOURCE))["spec"]
+    expected = DistillationSpec.model_validate(SOURCE).model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert without_empty(made) == without_empty(expected)
+
+
+def without_empty(value: Any) -> Any:
+    if isinstance(value, dict):
+        found = {name: without_empty(item) for name, item in value.items()}
+        return {name: item for name, item in found.items() if item not in ({}, [])}
+    return value
+
+
+def test_the_examples_are_taken(create):
+    for example in (files("limbeck") / "examples").iterdir():
+        create(yaml.safe_load(example.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (distillation({}), "spec.source: Required"),
+        (distillation(SOURCE | {"seeed": 1}), 'unknown field "spec.seeed"'),
+        (distillation(SOURCE | {"seed": -1}), "greater than or equal to 0"),
+        (distillation(SOURCE | {"distill": {"innerSteps": "many"}}), "integer"),
+        (distillation(SOURCE | {"teacher": {"algorithm": "moco"}}), 'supported values: "barlowTwins", "simclr"'),
+        (distillation(SOURCE | {"execution": {"resources": {"teacher": {"cpu": "much"}}}}), "should match"),
+        (distillation(SOURCE, "a.b"), "a DNS label of at most 63 characters is allowed"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_what_is_allowed(create, document, said):
+    with pytest.raises(client.ApiException) as refusal:
+        create(document)
+    assert refusal.value.status in (400, 422)
+    assert said in json.loads(refusal.value.body)["message"]
+
+
+def test_once_started_the_settings_stay(admin, create, namespace):
+    create(distillation(SOURCE))
+    objects = client.CustomObjectsApi(admin)
+    place = (api.GROUP, api.VERSION, namespace, api.DISTILLATIONS, "one")
+    objects.patch_namespaced_custom_object(*place, {"spec": {"seed": 1}})
+    objects.patch_namespaced_custom_object_status(*place, {"status": {"startTime": "2026-11-24T08:00:00Z"}})
+    with pytest.raises(client.ApiException) as refusal:
+        objects.patch_namespaced_custom_object(*place, {"spec": {"seed": 2}})
+    assert "make a new Distillation" in refusal.value.body
+    changed = objects.patch_namespaced_custom_object(*place, {"spec": {"execution": {"suspend": True}}})
+    assert changed["spec"]["execution"]["suspend"] is True
+
+
+def test_a_schedule_is_taken_with_its_defaults(create):
+    made = create(
+        {
+            "apiVersion": api.API_VERSION,
+            "kind": api.SCHEDULE,
+            "metadata": {"name": "nightly"},
+            "spec": {"schedule": "0 3 * * *", "template": {"spec": SOURCE}},
+        }
+    )["spec"]
+    assert (made["timeZone"], made["concurrencyPolicy"], made["onlyIfSourceChanged"]) == ("Etc/UTC", "Forbid", True)
+    assert made["template"]["spec"]["distill"]["innerSteps"] == 40

@@ -1,0 +1,293 @@
+"""The life of objects on a real API server, with the operator as its own process under its own rights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client
+
+from limbeck_operator import api
+from tests.cluster.kubelet import play, pods_of, succeed, until
+
+ROOT = Path(__file__).parent.parent.parent
+COMMAND = (sys.executable, "-m", "limbeck.cli", "operator")
+OUTCOME = {
+    "sourceFingerprint": "f00d",
+    "digest": "ab" * 32,
+    "images": 28,
+    "model": "digits",
+    "version": 3,
+    "champion": True,
+    "recoveredGap": 0.61,
+    "links": {"mlflow": "http://mlflow/#/run"},
+    "stages": [{"name": "distill", "seconds": 12.5, "reused": False}],
+}
+
+
+class Replica:
+    """One operator process."""
+
+    def __init__(self, kubeconfig: Path, log: Path, *options: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log = log
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [*COMMAND, "--kubeconfig", str(kubeconfig), "--port", str(self.port), *options],
+                stdout=out,
+                stderr=out,
+                env={**os.environ, "LIMBECK_POD_NAME": log.stem},
+            )
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def leads(self) -> bool:
+        return "limbeck_leader 1.0" in self.get("metrics")[1]
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def account(admin, control_plane, defined, namespace) -> Path:
+    """A kubeconfig with the operator's rights of --namespace mode: a Role of one namespace, and nothing else."""
+    role = yaml.safe_load((ROOT / "operator" / "rbac" / "role.yaml").read_text())
+    rights = client.RbacAuthorizationV1Api(admin)
+    rights.create_namespaced_role(namespace, role)
+    binding = {
+        "metadata": {"name": "limbeck-operator"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]},
+        "subjects": [{"kind": "ServiceAccount", "name": "operator", "namespace": namespace}],
+    }
+    rights.create_namespaced_role_binding(namespace, binding)
+    return control_plane.account(namespace, "operator")
+
+
+@pytest.fixture
+def start(account, namespace, tmp_path) -> Iterator[Callable[..., Replica]]:
+    started: list[Replica] = []
+
+    def begin(*options: str) -> Replica:
+        log = tmp_path / f"operator-{len(started)}.log"
+        started.append(Replica(account, log, "--namespace", namespace, *options))
+        return started[-1]
+
+    yield begin
+    for replica in started:
+        if replica.process.poll() is None:
+            replica.stop(signal.SIGKILL)
+        sys.stderr.write(replica.log.read_text())
+
+
+class Objects:
+    """The objects of a namespace, as a user sees them."""
+
+    def __init__(self, admin: Any, namespace: str) -> None:
+        self.admin, self.namespace = admin, namespace
+        self._custom, self._batch = client.CustomObjectsApi(admin), client.BatchV1Api(admin)
+
+    def create(self, name: str, execution: dict[str, Any] | None = None, **more: Any) -> None:
+        spec = {"source": {"uri": "gs://b/pictures"}, "output": {"uri": "gs://b/out"}, "execution": execution or {}}
+        self.make(api.DISTILLATION, api.DISTILLATIONS, name, spec | more)
+
+    def schedule(self, name: str, schedule: str, **more: Any) -> None:
+        template = {"source": {"uri": "gs://b/pictures"}, "output": {"uri": "gs://b/out"}}
+        spec = {"schedule": schedule, "template": {"spec": template}} | more
+        self.make(api.SCHEDULE, api.SCHEDULES, name, spec)
+
+    def make(self, kind: str, plural: str, name: str, spec: dict[str, Any]) -> None:
+        document = {"apiVersion": api.API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
+        self._custom.create_namespaced_custom_object(api.GROUP, api.VERSION, self.namespace, plural, document)
+
+    def patch(self, name: str, change: dict[str, Any], plural: str = api.DISTILLATIONS) -> None:
+        self._custom.patch_namespaced_custom_object(api.GROUP, api.VERSION, self.namespace, plural, name, change)
+
+    def delete(self, name: str, plural: str = api.DISTILLATIONS) -> None:
+        self._custom.delete_namespaced_custom_object(api.GROUP, api.VERSION, self.namespace, plural, name)
+
+    def get(self, name: str, plural: str = api.DISTILLATIONS) -> dict[str, Any] | None:
+        return next((entry for entry in self.all(plural) if entry["metadata"]["name"] == name), None)
+
+    def all(self, plural: str = api.DISTILLATIONS) -> list[dict[str, Any]]:
+        found = self._custom.list_namespaced_custom_object(
+            api.GROUP, api.VERSION, self.namespace, plural, _request_timeout=10
+        )
+        return list(found["items"])
+
+    def condition(self, name: str, kind: str, plural: str = api.DISTILLATIONS) -> tuple[str, str] | None:
+        conditions = ((self.get(name, plural) or {}).get("status") or {}).get("conditions") or []
+        return next(((entry["status"], entry["reason"]) for entry in conditions if entry["type"] == kind), None)
+
+    def job(self, name: str) -> Any:
+        found = self._batch.list_namespaced_job(self.namespace, _request_timeout=10).items
+        return next((job for job in found if job.metadata.name == name), None)
+
+    def pod(self, job: str, number: int = 1) -> str:
+        """The name of the newest pod of a Job that has had so many."""
+        pods = until(
+            lambda: len(found := pods_of(self.admin, self.namespace, job)) >= number and found, f"pod {number}"
+        )
+        return str(pods[-1].metadata.name)
+
+    def events(self, name: str) -> list[str]:
+        found = client.EventsV1Api(self.admin).list_namespaced_event(self.namespace, _request_timeout=10).items
+        return [entry.reason for entry in found if entry.regarding.name == name]
+
+
+@pytest.fixture
+def objects(admin, defined, namespace) -> Objects:
+    return Objects(admin, namespace)
+
+
+def test_a_distillation_runs_and_says_what_came_of_it(objects, start):
+    replica = start()
+    until(lambda: replica.get("readyz")[0] == 200, "readiness")
+    objects.create("one", {"backoffLimit": 2, "ttlSecondsAfterFinished": 3600})
+    job = until(lambda: objects.job("one"), "a Job")
+    assert job.spec.backoff_limit == 2
+    assert job.metadata.owner_references[0].uid == objects.get("one")["metadata"]["uid"]
+    arguments = job.spec.template.spec.containers[0].args
+    assert arguments == ["run", "/etc/limbeck/one.yaml", "--outcome", "/dev/termination-log"]
+    spec = json.loads(job.spec.template.metadata.annotations["limbeck.dev/spec"])
+    assert spec["spec"]["output"] == {"uri": "gs://b/out"}
+    assert until(lambda: objects.condition("one", "Progressing"), "a condition")[0] == "True"
+    succeed(objects.admin, objects.namespace, objects.pod("one"), OUTCOME)
+    until(lambda: objects.condition("one", "Complete") == ("True", "Complete"), "completion")
+    status = objects.get("one")["status"]
+    assert status["result"]["recoveredGap"] == 0.61
+    assert (status["result"]["model"], status["result"]["version"]) == ("digits", 3)
+    assert status["links"] == {"mlflow": "http://mlflow/#/run"}
+    assert status["stages"] == [{"name": "distill", "state": "Complete", "seconds": 12.5, "reused": False}]
+    assert status["observedGeneration"] == 1
+    assert {"Started", "Complete"} <= set(
+        until(lambda: len(objects.events("one")) >= 2 and objects.events("one"), "events")
+    )
+    objects.delete("one")
+    until(lambda: objects.job("one") is None, "garbage collection")
+    health, text = replica.get("metrics")
+    assert health == 200
+    assert 'limbeck_reconciles_total{kind="Distillation",outcome="done"}' in text
+    assert replica.stop() == 0
+
+
+def test_failures_are_retried_and_told(objects, start):
+    start()
+    objects.create("unlucky", {"backoffLimit": 1})
+    for number in (1, 2):
+        pod = objects.pod("unlucky", number)
+        play(objects.admin, objects.namespace, pod, "Failed", exit_code=1, message="teacher: the disk is full\n")
+    until(lambda: objects.condition("unlucky", "Failed") == ("True", "BackoffLimitExceeded"), "failure", 90)
+    failed = next(e for e in objects.get("unlucky")["status"]["conditions"] if e["type"] == "Failed")
+    assert failed["message"] == "teacher: the disk is full"
+    objects.create("wrong", {"backoffLimit": 5})
+    pod = objects.pod("wrong")
+    play(objects.admin, objects.namespace, pod, "Failed", exit_code=2, message="spec.source.uri: no such bucket\n")
+    until(lambda: objects.condition("wrong", "Failed") == ("True", "InvalidInput"), "failure without retries")
+    assert len(pods_of(objects.admin, objects.namespace, "wrong")) == 1
+
+
+def test_suspended_and_resumed(objects, start):
+    start()
+    objects.create("patient", {"suspend": True})
+    until(lambda: objects.condition("patient", "Suspended") == ("True", "SuspendedBySpec"), "suspension")
+    assert objects.job("patient") is None
+    objects.patch("patient", {"spec": {"execution": {"suspend": False}}})
+    objects.pod("patient")
+    objects.patch("patient", {"spec": {"execution": {"suspend": True}}})
+    until(lambda: objects.job("patient").spec.suspend, "a suspended Job")
+    until(lambda: objects.condition("patient", "Suspended")[0] == "True", "suspension")
+    assert "startTime" not in objects.get("patient")["status"]
+    objects.patch("patient", {"spec": {"execution": {"suspend": False}}})
+    until(lambda: not objects.job("patient").spec.suspend, "a resumed Job")
+
+
+def test_it_ends_at_its_deadline_and_goes_after_its_time(objects, start):
+    start()
+    objects.create("slow", {"activeDeadlineSeconds": 3, "ttlSecondsAfterFinished": 2})
+    objects.pod("slow")
+    until(lambda: objects.condition("slow", "Failed") == ("True", "DeadlineExceeded"), "the deadline")
+    until(lambda: objects.get("slow") is None, "its end")
+    until(lambda: objects.job("slow") is None, "its Job's end")
+    time.sleep(2)
+    assert objects.get("slow") is None
+
+
+def test_what_cannot_run_says_why(objects, start):
+    start()
+    objects.create("here", output={"uri": "results"})
+    until(lambda: objects.condition("here", "Progressing") == ("False", "InvalidSpec"), "a condition")
+    objects.patch("here", {"spec": {"output": {"uri": "gs://b/out"}}})
+    until(lambda: objects.condition("here", "Progressing")[0] == "True", "recovery")
+    objects.create("rays", {"image": "limbeck:1", "ray": {"cluster": {}}})
+    until(lambda: objects.condition("rays", "Progressing") == ("False", "RayClusterUnavailable"), "no KubeRay")
+
+
+def test_a_schedule_runs_is_triggered_once_and_skips_what_is_unchanged(objects, start):
+    start()
+    objects.schedule("often", "* * * * *")
+    child = until(lambda: [d["metadata"]["name"] for d in objects.all()], "a child", 90)[0]
+    assert child.startswith("often-")
+    succeed(objects.admin, objects.namespace, objects.pod(child), OUTCOME)
+    until(lambda: "lastDone" in (objects.get("often", api.SCHEDULES).get("status") or {}), "what it has done")
+    check = until(
+        lambda: [
+            job.metadata.name
+            for job in client.BatchV1Api(objects.admin).list_namespaced_job(objects.namespace).items
+            if job.metadata.name.endswith("-check")
+        ],
+        "a look at the sources",
+        90,
+    )[0]
+    succeed(objects.admin, objects.namespace, objects.pod(check), {"sourceFingerprint": "f00d"})
+    status = until(lambda: (found := objects.get("often", api.SCHEDULES)["status"]).get("lastSkip") and found, "a skip")
+    assert status["lastSkip"]["reason"] == "Unchanged"
+    assert len(objects.all()) == 1
+    until(lambda: objects.job(check) is None, "the check's end")
+    objects.patch("often", {"metadata": {"annotations": {api.TRIGGER: "now"}}}, api.SCHEDULES)
+    until(lambda: len(objects.all()) == 2, "a triggered child")
+    until(lambda: objects.get("often", api.SCHEDULES)["status"].get("lastTrigger") == "now", "the trigger")
+    time.sleep(2)
+    assert len(objects.all()) == 2
+    objects.delete("often", api.SCHEDULES)
+    until(lambda: not objects.all(), "garbage collection")
+
+
+def test_another_replica_takes_over(objects, start):
+    first = start()
+    until(first.leads, "a leader")
+    second = start()
+    until(lambda: second.get("readyz")[0] == 200, "a warm standby")
+    assert not second.leads()
+    objects.create("before")
+    until(lambda: objects.job("before"), "a Job")
+    first.stop(signal.SIGKILL)
+    killed = time.monotonic()
+    objects.create("after")
+    until(lambda: objects.job("after"), "a Job by the second replica", 40)
+    assert time.monotonic() - killed < 20.0
+    assert second.leads()
+    third = start()
+    until(lambda: third.get("readyz")[0] == 200, "a warm standby")
+    assert second.stop() == 0
+    stopped = time.monotonic()
+    until(third.leads, "the lease, which was given up", 20)
+    assert time.monotonic() - stopped < 8.0
