@@ -1,4 +1,5 @@
 # `make demo` and `make test` need nothing but python3 (3.11 or later) with venv; all else they install into .venv.
+# Where there is Go, `make test` builds a Kubernetes control plane once, into the user's cache, some ten minutes.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,6 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/limbeck demo
 
 test: $(INSTALLED) lint
+	$(BIN)/python -m tests.cluster.binaries
 	$(BIN)/python -m pytest
 
 bench: $(INSTALLED)

@@ -54,7 +54,7 @@ def test_every_file_that_it_names_is_there():
         assert (ROOT / link).exists(), link
     (tree,) = re.findall(r"```\n(src/limbeck/.*?)```", README, flags=re.DOTALL)
     for name in re.findall(r"[\w-]+\.py", tree):
-        folders = (ROOT / folder for folder in ("src", "components", "pipelines"))
+        folders = (ROOT / folder for folder in ("src", "components", "pipelines", "operator"))
         assert any(list(folder.rglob(name)) for folder in folders), name
 
 
@@ -91,14 +91,21 @@ def test_imports_run_one_way():
 
 
 def test_packages_import_one_way():
-    """limbeck_pipelines -> limbeck_components -> limbeck; but for the command that looks the pipeline up when asked."""
-    packages = {"limbeck": "src", "limbeck_components": "components", "limbeck_pipelines": "pipelines"}
+    """operator -> pipelines -> components -> limbeck; but for the commands that look the first two up when asked."""
+    packages = {
+        "limbeck": "src",
+        "limbeck_components": "components",
+        "limbeck_pipelines": "pipelines",
+        "limbeck_operator": "operator",
+    }
     order = list(packages)
     for name, folder in packages.items():
         for path in (ROOT / folder / name).rglob("*.py"):
             above = order[order.index(name) + 1 :]
             found = re.findall(r"^(\s*)(?:from|import) (limbeck\w*)", path.read_text(), flags=re.MULTILINE)
             wrong = [
-                module for indent, module in found if module in above and not (indent and path.stem == "cli_pipeline")
+                module
+                for indent, module in found
+                if module in above and not (indent and path.stem in ("cli_pipeline", "cli_operator"))
             ]
             assert not wrong, f"{path} imports {wrong[0]}"

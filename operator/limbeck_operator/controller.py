@@ -75,7 +75,7 @@ class Operator:
             resync=settings.resync,
             connection=client.configuration,
         )
-        self.metrics = Metrics(self._queue, self._cache, self._kube, lambda: self._elector.leads)
+        self.metrics = Metrics(lambda: self._queue, self._cache, self._kube, lambda: self._elector.leads)
         self._worked = time.monotonic()
 
     async def run(self) -> None:
@@ -101,7 +101,7 @@ class Operator:
 
     async def _lead(self) -> None:
         """Reconcile everything once, and then what changes."""
-        log.info("leading as %s", self.identity)
+        self._queue = WorkQueue()  # nothing of an earlier time as the leader
         for kind in (api.DISTILLATION, api.SCHEDULE):
             for key in self._cache.keys(kind):
                 self._queue.add(key)

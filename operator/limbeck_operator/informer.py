@@ -126,9 +126,11 @@ class Informer:
             self.fresh = time.monotonic()
             document = strip(dict(event["object"]))
             key = key_of(kind, document)
-            heard = self._cache.remove if event["type"] == "DELETED" else self._cache.put
-            if heard(kind, document):
-                self._changed(key, document)
+            if event["type"] == "DELETED":
+                self._cache.remove(kind, document)
+            else:
+                self._cache.put(kind, document)
+            self._changed(key, document)  # though it be no news: the operator knows of its own writes before
 
         return handle
 

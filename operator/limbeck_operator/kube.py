@@ -24,6 +24,7 @@ _PLACES = {  # of kinds: where their API is, and their plural
     "Event": ("apis/events.k8s.io/v1", "events"),
 }
 _TIMEOUTS = (5, 30)  # seconds to connect, and until an answer comes
+_WRITE_TIMEOUTS = (2, 3)  # less than lies between the end of one leadership and the start of another
 _PAGE = 500
 _THREADS = 16
 
@@ -178,7 +179,7 @@ class Kube:
                     auth_settings=["BearerToken"],
                     _preload_content=False,
                     _return_http_data_only=True,
-                    _request_timeout=_TIMEOUTS,
+                    _request_timeout=_TIMEOUTS if method == "GET" else _WRITE_TIMEOUTS,
                 )
                 return json.loads(answer.data)
             except client.ApiException as error:

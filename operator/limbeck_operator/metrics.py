@@ -25,7 +25,9 @@ _LONG = (60, 300, 900, 3600, 4 * 3600, 12 * 3600, 86_400, 7 * 86_400)
 class Metrics(Collector):
     """Counts what happens, and looks at the rest when it is asked for."""
 
-    def __init__(self, queue: WorkQueue[Key], cache: Cache, kube: Kube, leads: Callable[[], bool]) -> None:
+    def __init__(
+        self, queue: Callable[[], WorkQueue[Key]], cache: Cache, kube: Kube, leads: Callable[[], bool]
+    ) -> None:
         self._queue, self._cache, self._kube, self._leads = queue, cache, kube, leads
         self.registry = CollectorRegistry()
         self._reconciles = Counter(
@@ -80,7 +82,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Any]:
         """What is true now."""
         yield GaugeMetricFamily("limbeck_leader", "Whether this replica leads.", value=float(self._leads()))
-        yield GaugeMetricFamily("limbeck_queue_depth", "Objects that wait to be reconciled.", value=self._queue.depth)
+        yield GaugeMetricFamily("limbeck_queue_depth", "Objects that wait to be reconciled.", value=self._queue().depth)
         objects = GaugeMetricFamily("limbeck_objects", "Objects, by condition.", labels=["kind", "condition"])
         tally: Tally[tuple[str, str]] = Tally()
         for kind in (api.DISTILLATION, api.SCHEDULE):

@@ -149,8 +149,8 @@ class Objects:
         return str(pods[-1].metadata.name)
 
     def events(self, name: str) -> list[str]:
-        found = client.EventsV1Api(self.admin).list_namespaced_event(self.namespace, _request_timeout=10).items
-        return [entry.reason for entry in found if entry.regarding.name == name]
+        found = client.CoreV1Api(self.admin).list_namespaced_event(self.namespace, _request_timeout=10).items
+        return [entry.reason for entry in found if entry.involved_object.name == name]
 
 
 @pytest.fixture
