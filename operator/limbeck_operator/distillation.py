@@ -63,6 +63,8 @@ def read(document: Mapping[str, Any]) -> Distillation:
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(".".join(str(part) for part in first["loc"]), first["msg"]) from None
+    if distillation.spec.execution.backend == "kubeflow":
+        raise InputError("spec.execution.backend", "kubeflow", "job: this operator submits nothing to Kubeflow yet")
     return distillation
 
 

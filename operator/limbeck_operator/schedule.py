@@ -61,6 +61,8 @@ def read(document: Mapping[str, Any]) -> tuple[ScheduledDistillation, Schedule]:
     try:
         scheduled = ScheduledDistillation.model_validate_json(json.dumps(fields))
         check_for_cluster(scheduled.spec.template.spec)
+        if scheduled.spec.warm_start != "never":
+            raise InputError("spec.warmStart", scheduled.spec.warm_start, "never: sets of MLflow start no run yet")
         return scheduled, parse(scheduled.spec.schedule, scheduled.spec.time_zone)
     except ValidationError as error:
         first = error.errors()[0]
@@ -296,23 +298,13 @@ class _Reconcile:
             self._delete.append(Delete(kind, entry["metadata"]["name"], entry["metadata"]["uid"]))
 
     def _content(self) -> str:
-        """Digest of the settings that shape the set, the warm start apart."""
+        """Digest of the settings that shape the set."""
         return json_digest(self._spec.template.spec.content())
 
     def _distillation(self, name: str) -> Distillation:
         spec = self._spec.template.spec
-        champion = self._champion()
-        if champion is not None:
-            spec = spec.model_copy(update={"distill": spec.distill.model_copy(update={"warm_start": champion})})
         fields = {"apiVersion": api.API_VERSION, "kind": api.DISTILLATION, "metadata": {"name": name}}
         return Distillation.model_validate_json(json.dumps({**fields, "spec": spec.wire()}))
-
-    def _champion(self) -> str | None:
-        """What the images start from, once one of its own is registered."""
-        if self._spec.warm_start == "never":
-            return None
-        model = (self._status.get("lastDone") or {}).get("result", {}).get("model")
-        return None if model is None else f"models:/{model}@champion"
 
     def _make(self, name: str, annotations: Mapping[str, str]) -> None:
         template = self._spec.template

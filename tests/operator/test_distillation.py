@@ -239,6 +239,7 @@ def test_a_job_that_somebody_deleted_is_made_again():
         ({"output": {"uri": "results"}}, "spec.output.uri: results is on this machine"),
         ({"source": {"uri": "s3://user:password@host/x"}}, "has credentials"),
         ({"distill": {"size": 3, "fraction": 0.5}}, "either size or fraction"),
+        ({"execution": {"backend": "kubeflow"}}, "job: this operator submits nothing to Kubeflow yet"),
     ],
 )
 def test_what_cannot_run_says_why_and_recovers(change, words):

@@ -253,18 +253,11 @@ def test_a_trigger_works_while_suspended_and_does_not_ask_the_source():
     assert [manifest["kind"] for manifest in world.step(MADE + MINUTE).create] == [api.DISTILLATION]
 
 
-def test_it_starts_from_the_champion_once_there_is_one():
-    warm = schedule(
-        warmStart="champion",
-        onlyIfSourceChanged=False,
-        template={"registry": {"name": "digits"}, "distill": {"size": 10}},
-    )
-    world = World(warm)
-    (first,) = world.step(MADE + HOUR).create
-    assert "warmStart" not in first["spec"]["distill"]
-    world.end(complete(MADE + HOUR + MINUTE))
-    (second,) = world.step(MADE + 2 * HOUR).create
-    assert second["spec"]["distill"]["warmStart"] == "models:/digits@champion"
+def test_a_warm_start_is_refused_until_it_can_be_had():
+    template = {"registry": {"name": "digits"}, "distill": {"size": 10}}
+    world = World(schedule(warmStart="champion", template=template))
+    assert world.step(MADE + HOUR).create == []
+    assert "spec.warmStart" in world.status["conditions"][0]["message"]
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
