@@ -18,6 +18,7 @@ from limbeck_operator.executor import Executor, NotLeadingError
 from limbeck_operator.informer import Informer
 from limbeck_operator.kube import Document, Kube, Refused, connect
 from limbeck_operator.leader import KubernetesLease, LeaderElector
+from limbeck_operator.logs import about
 from limbeck_operator.manifests import Defaults, cluster_name
 from limbeck_operator.metrics import Metrics
 from limbeck_operator.queue import Closed, WorkQueue
@@ -138,7 +139,7 @@ class Operator:
                 outcome = "conflict" if isinstance(error, Refused) and error.status == 409 else "error"
                 if outcome == "error":
                     known = isinstance(error, Refused | OSError)
-                    log.warning("%s %s/%s: %s", *key, error, exc_info=not known)
+                    log.warning("%s %s/%s: %s", *key, error, exc_info=not known, extra=about(*key))
                 self._queue.add_rate_limited(key)
             else:
                 outcome = "done"

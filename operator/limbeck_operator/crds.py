@@ -25,17 +25,14 @@ def crds() -> dict[str, dict[str, Any]]:
 
 def _distillation() -> dict[str, Any]:
     schema = _Schema(Distillation)
-    sections = sorted(schema.inline(schema.section("DistillationSpec"))["properties"])
     compared = [
-        f"(has(self.spec.{name}) == has(oldSelf.spec.{name}) "
-        f"&& (!has(self.spec.{name}) || self.spec.{name} == oldSelf.spec.{name}))"
-        for name in sections
-        if name != "execution"
+        *(f"spec.{name}" for name in _fields(schema, "DistillationSpec") if name != "execution"),
+        *(f"spec.execution.{name}" for name in _fields(schema, "Execution") if name not in _FREE),
     ]
     rules = [
         _name_rule(63),
         {
-            "rule": f"!({_STARTED}) || ({' && '.join(compared)})",
+            "rule": f"!({_STARTED}) || ({' && '.join(map(_same, compared))})",
             "message": f"once it has started, only execution's {', '.join(_FREE)} may change; make a new Distillation",
         },
     ]
@@ -51,6 +48,15 @@ def _distillation() -> dict[str, Any]:
     return _definition(
         api.DISTILLATION, api.DISTILLATIONS, "dist", Distillation, api.DistillationStatus, columns, rules
     )
+
+
+def _fields(schema: _Schema, section: str) -> list[str]:
+    return sorted(schema.section(section)["properties"])
+
+
+def _same(field: str) -> str:
+    """That a field of the object is what it was, or is still not there."""
+    return f"(has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field}))"
 
 
 def _schedule() -> dict[str, Any]:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from limbeck.cluster import check_for_cluster
 from limbeck.errors import InputError
@@ -22,6 +22,8 @@ from limbeck_operator.plan import Delete, Event, Plan, Suspend
 SUSPENDED, PROGRESSING, COMPLETE, FAILED = "Suspended", "Progressing", "Complete", "Failed"
 _LOOK_AT_CLUSTER, _LOOK_FOR_KIND = timedelta(seconds=5), timedelta(minutes=1)
 _LOOK_AT_PODS = timedelta(seconds=15)
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,28 @@ def is_finished(status: Mapping[str, Any]) -> bool:
     return holds(status, COMPLETE) or holds(status, FAILED)
 
 
+def model_of(document: Mapping[str, Any], model: type[M]) -> M:
+    """An object of the API server as the spec's model of it.
+
+    Raises:
+        InputError: it is none; CEL and the schema leave little that it could be.
+    """
+    fields = {name: document[name] for name in ("apiVersion", "kind", "metadata", "spec") if name in document}
+    try:
+        return model.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(".".join(str(part) for part in first["loc"]), first["msg"]) from None
+
+
 def read(document: Mapping[str, Any]) -> Distillation:
     """The Distillation that an object of the API server is.
 
     Raises:
         InputError: it is none that this operator can run.
     """
-    fields = {name: document[name] for name in ("apiVersion", "kind", "metadata", "spec") if name in document}
-    try:
-        distillation = Distillation.model_validate_json(json.dumps(fields))
-        check_for_cluster(distillation.spec)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(".".join(str(part) for part in first["loc"]), first["msg"]) from None
+    distillation = model_of(document, Distillation)
+    check_for_cluster(distillation.spec)
     if distillation.spec.execution.backend == "kubeflow":
         raise InputError("spec.execution.backend", "kubeflow", "job: this operator submits nothing to Kubeflow yet")
     return distillation

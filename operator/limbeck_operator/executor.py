@@ -10,6 +10,7 @@ from typing import Any
 from limbeck_operator import api
 from limbeck_operator.cache import Cache
 from limbeck_operator.kube import Document, Kube, Refused
+from limbeck_operator.logs import about
 from limbeck_operator.manifests import is_owned
 from limbeck_operator.plan import Delete, Event, Plan, Suspend
 
@@ -62,14 +63,15 @@ class Executor:
     async def _delete(self, namespace: str, entry: Delete) -> None:
         self._check()
         await self._kube.delete(entry.kind, namespace, entry.name, entry.uid)
-        log.info("deleted %s %s/%s", entry.kind, namespace, entry.name)
+        log.info("deleted %s %s/%s", entry.kind, namespace, entry.name, extra=about(entry.kind, namespace, entry.name))
 
     async def _create(self, owner: Document, manifest: Document) -> None:
         self._check()
         kind, metadata = manifest["kind"], manifest["metadata"]
         try:
             made = await self._kube.create(kind, manifest)
-            log.info("created %s %s/%s", kind, metadata["namespace"], metadata["name"])
+            key = kind, metadata["namespace"], metadata["name"]
+            log.info("created %s %s/%s", *key, extra=about(*key))
         except Refused as refusal:
             if refusal.status != 409:
                 if refusal.status in _FINAL:

@@ -17,12 +17,15 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "message": redact_url(record.getMessage()),
         }
-        line |= {name: getattr(record, name) for name in ("kind", "namespace", "name_") if hasattr(record, name)}
-        if "name_" in line:
-            line["name"] = line.pop("name_")
+        line |= getattr(record, "object", {})
         if record.exc_info:
             line["traceback"] = redact_url(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)
+
+
+def about(kind: str, namespace: str, name: str) -> dict[str, dict[str, str]]:
+    """What to give a line as `extra`, so that it names the object that it is about."""
+    return {"object": {"kind": kind, "namespace": namespace, "name": name}}
 
 
 def configure(form: str) -> None:

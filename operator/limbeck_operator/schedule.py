@@ -22,7 +22,7 @@ from limbeck.spec import Distillation, ScheduledDistillation
 from limbeck.store import json_digest
 from limbeck_operator import api
 from limbeck_operator.conditions import Said, conditions, holds, instant, reason_of, timestamp
-from limbeck_operator.distillation import COMPLETE, FAILED, is_finished
+from limbeck_operator.distillation import COMPLETE, FAILED, is_finished, model_of
 from limbeck_operator.manifests import CONTAINER, Defaults, check_job, is_owned, owner_reference
 from limbeck_operator.plan import Delete, Event, Plan
 from limbeck_operator.times import InvalidSchedule, Schedule, parse
@@ -57,16 +57,12 @@ def read(document: Mapping[str, Any]) -> tuple[ScheduledDistillation, Schedule]:
     Raises:
         InputError: it is none that this operator can follow.
     """
-    fields = {name: document[name] for name in ("apiVersion", "kind", "metadata", "spec") if name in document}
+    scheduled = model_of(document, ScheduledDistillation)
+    check_for_cluster(scheduled.spec.template.spec)
+    if scheduled.spec.warm_start != "never":
+        raise InputError("spec.warmStart", scheduled.spec.warm_start, "never: sets of MLflow start no run yet")
     try:
-        scheduled = ScheduledDistillation.model_validate_json(json.dumps(fields))
-        check_for_cluster(scheduled.spec.template.spec)
-        if scheduled.spec.warm_start != "never":
-            raise InputError("spec.warmStart", scheduled.spec.warm_start, "never: sets of MLflow start no run yet")
         return scheduled, parse(scheduled.spec.schedule, scheduled.spec.time_zone)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(".".join(str(part) for part in first["loc"]), first["msg"]) from None
     except InvalidSchedule as error:
         raise InputError("spec.schedule", str(error)) from None
 

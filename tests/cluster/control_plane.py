@@ -6,7 +6,6 @@ There are no nodes: tests play the kubelet, see `kubelet`.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import secrets
 import signal
@@ -251,8 +250,3 @@ def _free_ports(number: int) -> list[int]:
     finally:
         for entry in sockets:
             entry.close()
-
-
-def as_json(document: Any) -> Any:
-    """What a client's model is, as plain JSON."""
-    return json.loads(json.dumps(client.ApiClient().sanitize_for_serialization(document)))

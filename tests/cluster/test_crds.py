@@ -86,9 +86,10 @@ def test_once_started_the_settings_stay(admin, create, namespace):
     place = (api.GROUP, api.VERSION, namespace, api.DISTILLATIONS, "one")
     objects.patch_namespaced_custom_object(*place, {"spec": {"seed": 1}})
     objects.patch_namespaced_custom_object_status(*place, {"status": {"startTime": "2026-11-24T08:00:00Z"}})
-    with pytest.raises(client.ApiException) as refusal:
-        objects.patch_namespaced_custom_object(*place, {"spec": {"seed": 2}})
-    assert "make a new Distillation" in refusal.value.body
+    for change in ({"seed": 2}, {"execution": {"image": "other"}}, {"teacher": {"epochs": 1}}):
+        with pytest.raises(client.ApiException) as refusal:
+            objects.patch_namespaced_custom_object(*place, {"spec": change})
+        assert "make a new Distillation" in refusal.value.body
     changed = objects.patch_namespaced_custom_object(*place, {"spec": {"execution": {"suspend": True}}})
     assert changed["spec"]["execution"]["suspend"] is True
 
