@@ -17,7 +17,7 @@ from limbeck_operator.distillation import Observed, is_finished, reconcile
 from limbeck_operator.executor import Executor, NotLeadingError
 from limbeck_operator.informer import Informer
 from limbeck_operator.kube import Document, Kube, Refused, connect
-from limbeck_operator.leader import KubernetesLease, LeaderElector
+from limbeck_operator.leader import KubernetesLease, LeaderElector, Terms
 from limbeck_operator.logs import about
 from limbeck_operator.manifests import Defaults, cluster_name
 from limbeck_operator.metrics import Metrics
@@ -37,6 +37,7 @@ class Settings:
     Attributes:
         namespace: the only one to look at; None for all.
         lease_namespace: where the lease of the leader is.
+        lease_seconds: how long it holds; it is renewed within two thirds of that, and tried for every seventh or so.
         kubeconfig: a file, else the pod's service account.
         workers: objects that are reconciled at once.
         resync: seconds between whole lists.
@@ -46,6 +47,7 @@ class Settings:
 
     namespace: str | None = None
     lease_namespace: str = "default"
+    lease_seconds: float = 15.0
     kubeconfig: str | None = None
     workers: int = 8
     resync: float = 300.0
@@ -65,7 +67,9 @@ class Operator:
         client = connect(settings.kubeconfig)
         self._kube = Kube(client)
         self._elector = LeaderElector(
-            KubernetesLease(client, settings.lease_namespace, api.MANAGER), identity=self.identity
+            KubernetesLease(client, settings.lease_namespace, api.MANAGER),
+            self.identity,
+            Terms(settings.lease_seconds, settings.lease_seconds * 2 / 3, settings.lease_seconds * 2 / 15),
         )
         self._executor = Executor(self._kube, self._cache, lambda: self._elector.leads, self.identity)
         self._informer = Informer(

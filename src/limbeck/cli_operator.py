@@ -23,6 +23,10 @@ def operator(
     lease_namespace: Annotated[
         str | None, typer.Option("--lease-namespace", help="Where replicas agree on who leads; by default --namespace.")
     ] = None,
+    lease_seconds: Annotated[
+        float,
+        typer.Option("--lease-seconds", min=1.0, max=600.0, help="How long after a leader is lost another one acts."),
+    ] = 15.0,
     workers: Annotated[int, typer.Option("--workers", min=1, max=256, help="Objects reconciled at once.")] = 8,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of /healthz, /readyz and /metrics.")] = 8080,
     image: Annotated[str | None, typer.Option("--image", help="Of objects that name none.")] = None,
@@ -46,6 +50,7 @@ def operator(
         Settings(
             namespace=namespace,
             lease_namespace=lease_namespace or namespace or "default",
+            lease_seconds=lease_seconds,
             kubeconfig=kubeconfig,
             workers=workers,
             port=port,

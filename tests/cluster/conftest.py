@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import signal
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes import client
 
 from limbeck_operator.crds import crds
 from tests.cluster import binaries
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.kubelet import until
+from tests.cluster.operating import Objects, Replica
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +63,39 @@ def defined(admin: Any) -> None:
         return len(found) == 2 and all(entry.get("Established") == "True" for entry in conditions)
 
     until(established, "the definitions")
+
+
+@pytest.fixture
+def account(admin, control_plane, defined, namespace) -> Path:
+    """A kubeconfig with the operator's rights of --namespace mode: a Role of one namespace, and nothing else."""
+    role = yaml.safe_load((ROOT / "operator" / "rbac" / "role.yaml").read_text())
+    rights = client.RbacAuthorizationV1Api(admin)
+    rights.create_namespaced_role(namespace, role)
+    binding = {
+        "metadata": {"name": "limbeck-operator"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]},
+        "subjects": [{"kind": "ServiceAccount", "name": "operator", "namespace": namespace}],
+    }
+    rights.create_namespaced_role_binding(namespace, binding)
+    return control_plane.account(namespace, "operator")
+
+
+@pytest.fixture
+def start(account, namespace, tmp_path) -> Iterator[Callable[..., Replica]]:
+    started: list[Replica] = []
+
+    def begin(*options: str) -> Replica:
+        log = tmp_path / f"operator-{len(started)}.log"
+        started.append(Replica(account, log, "--namespace", namespace, *options))
+        return started[-1]
+
+    yield begin
+    for replica in started:
+        if replica.process.poll() is None:
+            replica.stop(signal.SIGKILL)
+        sys.stderr.write(replica.log.read_text())
+
+
+@pytest.fixture
+def objects(admin, defined, namespace) -> Objects:
+    return Objects(admin, namespace)
