@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from limbeck.spec import Distillation, DistillationSpec, ScheduledDistillation, Source
 from limbeck_operator import api
+from limbeck_operator.rules import RULES, Rule
 
 _KEPT = ("type", "enum", "pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "format")
 _KEYS = {"Condition": "type", "StageStatus": "name", "Task": "name", "RayWorkerGroup": "name"}  # of lists of these
@@ -135,11 +136,13 @@ def _definition(
 
 
 def _fill(schema: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Give lists their defaults, which pydantic's schema does not tell."""
+    """Give lists their defaults, which pydantic's schema does not tell, and sections with rules all of theirs."""
     for name, field in schema["properties"].items():
         value = defaults.get(name)
         if isinstance(value, dict) and "properties" in field:
             _fill(field, value)
+            if "x-kubernetes-validations" in field:  # which are asked of the default as it stands here
+                field["default"] = {key: entry for key, entry in value.items() if entry not in (None, {}, [])}
         elif isinstance(value, list) and value:
             field["default"] = value
 
@@ -194,11 +197,19 @@ class _Schema:
             kept |= self._list(given["items"])
         elif "additionalProperties" in given:
             kept["additionalProperties"] = self.inline(given["additionalProperties"])
+            names = given.get("propertyNames", {}).get("enum")
+            if names:
+                kept["maxProperties"] = len(names)
+                rule = Rule(f"self.all(name, name in {names})", f"allowed are {', '.join(names)}")
+                kept["x-kubernetes-validations"] = [rule._asdict()]
         return kept
 
     def _section_of(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        section = self.section(given["$ref"].rpartition("/")[2])
+        name = given["$ref"].rpartition("/")[2]
+        section = self.section(name)
         found = self.inline(section)
+        if name in RULES:
+            found["x-kubernetes-validations"] = [rule._asdict() for rule in RULES[name]]
         found["description"] = given.get("description", section.get("description", ""))
         if "default" in given or not section.get("required"):
             found["default"] = {}
@@ -220,6 +231,7 @@ class _Schema:
         inner = self.inline(items)
         inner.pop("default", None)
         if name not in _KEYS:
-            return {"items": inner, "x-kubernetes-list-type": "atomic"}
+            kind = "atomic" if name else "set"  # of texts and numbers, each stands once
+            return {"items": inner, "x-kubernetes-list-type": kind}
         key = _KEYS[name]
         return {"items": inner, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}

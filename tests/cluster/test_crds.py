@@ -13,6 +13,7 @@ from kubernetes import client
 from limbeck.spec import DistillationSpec
 from limbeck_operator import api
 from limbeck_operator.crds import crds
+from tests.operator.specs import CASES, SCHEDULES, distillation_of, schedule_of
 
 SOURCE = {"source": {"uri": "gs://bucket/pictures"}}
 
@@ -25,10 +26,10 @@ def distillation(spec: dict[str, Any], name: str = "one") -> dict[str, Any]:
 def create(admin, defined, namespace):
     objects = client.CustomObjectsApi(admin)
 
-    def made(document: dict[str, Any]) -> dict[str, Any]:
+    def made(document: dict[str, Any], **options: str) -> dict[str, Any]:
         plural = crds()[document["kind"]]["spec"]["names"]["plural"]
         return objects.create_namespaced_custom_object(
-            api.GROUP, api.VERSION, namespace, plural, document, field_validation="Strict"
+            api.GROUP, api.VERSION, namespace, plural, document, field_validation="Strict", **options
         )
 
     return made
@@ -78,6 +79,24 @@ def test_what_is_wrong_is_refused_with_what_is_allowed(create, document, said):
         create(document)
     assert refusal.value.status in (400, 422)
     assert said in json.loads(refusal.value.body)["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec_of", "cases"),
+    [(api.DISTILLATION, distillation_of, CASES), (api.SCHEDULE, schedule_of, SCHEDULES)],
+)
+def test_the_server_judges_as_the_spec_does(create, kind, spec_of, cases):
+    wrong = []
+    for case in cases:
+        document = {"apiVersion": api.API_VERSION, "kind": kind, "metadata": {"name": "one"}, "spec": spec_of(case)}
+        try:
+            create(document, dry_run="All")
+            said = None
+        except client.ApiException as refusal:
+            said = json.loads(refusal.body)["message"]
+        if (said is None) != (case.refused is None) or (said is not None and case.refused not in said):
+            wrong.append((case, said))
+    assert wrong == []
 
 
 def test_once_started_the_settings_stay(admin, create, namespace):

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from limbeck import spec
 from limbeck_operator.crds import crds
 from limbeck_operator.generate import generated
+from limbeck_operator.rules import BY_LIST_TYPE, RULES
+from tests.operator.specs import CASES, SCHEDULES, distillation_of, schedule_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,3 +40,31 @@ def _undescribed(schema: dict[str, Any], path: str) -> Any:
     items = schema.get("items", {})
     for name, field in items.get("properties", {}).items():
         yield from _undescribed(field, f"{path}[].{name}")
+
+
+def test_every_validator_has_its_rules():
+    found = {
+        model.__name__
+        for model in vars(spec).values()
+        if isinstance(model, type) and issubclass(model, BaseModel) and model.__pydantic_decorators__.model_validators
+    }
+    assert found == set(RULES) | BY_LIST_TYPE
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_spec_judges_a_distillation_as_the_table_does(case):
+    judge(spec.DistillationSpec, distillation_of(case), case.refused)
+
+
+@pytest.mark.parametrize("case", SCHEDULES, ids=str)
+def test_the_spec_judges_a_schedule_as_the_table_does(case):
+    judge(spec.ScheduledDistillationSpec, schedule_of(case), case.refused)
+
+
+def judge(model: type[BaseModel], document: dict[str, Any], refused: str | None) -> None:
+    if refused is None:
+        model.model_validate_json(json.dumps(document))
+        return
+    with pytest.raises(ValidationError) as refusal:
+        model.model_validate_json(json.dumps(document))
+    assert refused in str(refusal.value)

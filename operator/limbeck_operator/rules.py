@@ -1,0 +1,129 @@
+"""What crosses fields of the spec, in CEL: the API server's side of the validators of `limbeck.spec`, class by class.
+
+A test holds both against one table of good and bad specs, and sees that no validator is left out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    """A CEL expression about a section, and what to say where it does not hold."""
+
+    rule: str
+    message: str
+
+
+_SIZE = "self.source.imageSize"
+_USUAL_DEPTH = (  # as many halvings as leave 4x4 pixels: limbeck.spec.convnet_depth
+    f"({_SIZE} < 16 ? 1 : {_SIZE} < 32 ? 2 : {_SIZE} < 64 ? 3 : {_SIZE} < 128 ? 4 : "
+    f"{_SIZE} < 256 ? 5 : {_SIZE} < 512 ? 6 : 7)"
+)
+_POWERS = "[1, 2, 4, 8, 16, 32, 64, 128]"
+
+
+def _divides(depth: str) -> str:
+    return f"{_SIZE} % {_POWERS}[{depth}] == 0"
+
+
+def _network(section: str, unless: str = "") -> list[Rule]:
+    """A network that the spec makes fits the images; `unless` tells where it is another one."""
+    depth = f"(has(self.{section}.depth) ? self.{section}.depth : {_USUAL_DEPTH})"
+    is_convnet = f"self.{section}.architecture == 'convnet'"
+    return [
+        Rule(
+            f"{unless}!({is_convnet}) || {_divides(depth)}",
+            f"{section}.depth: source.imageSize must be a multiple of 2 to the power of the blocks of a convnet",
+        ),
+        Rule(
+            f"{unless}{is_convnet} || self.{section}.norm != 'instance' || {_SIZE} > 8",
+            f"{section}.norm: batch or none, or a source.imageSize above 8, is allowed for a ResNet",
+        ),
+    ]
+
+
+_OTHERS_TEACHER = "(has(self.teacher.checkpoint) && !self.teacher.checkpoint.endsWith('.safetensors')) || "
+_FOR_BATCH_NORM = "at least 2 images, for a student with batch norm"
+
+RULES: dict[str, list[Rule]] = {
+    "Teacher": [
+        Rule(
+            "(self.algorithm == 'pretrained') == has(self.checkpoint)",
+            "checkpoint is given exactly when algorithm is pretrained",
+        )
+    ],
+    "Distill": [Rule("!has(self.size) || !has(self.fraction)", "fraction: either size or fraction, not both")],
+    "Toleration": [
+        Rule("self.operator != 'Exists' || !has(self.value)", "value: no value with operator Exists"),
+        Rule("self.operator != 'Equal' || has(self.key)", "key: a key, or operator Exists"),
+        Rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds: only with effect NoExecute",
+        ),
+    ],
+    "Secret": [
+        Rule(
+            "has(self.mountPath) || (has(self.environment) && size(self.environment) > 0)",
+            "environment, mountPath or both",
+        )
+    ],
+    "RayWorkerGroup": [
+        Rule(
+            "(!has(self.minReplicas) || self.minReplicas <= self.replicas) && "
+            "self.replicas <= (has(self.maxReplicas) ? self.maxReplicas : self.replicas)",
+            "replicas: minReplicas to maxReplicas",
+        ),
+        Rule("!has(self.gpuType) || self.gpus > 0", "gpuType: only where gpus is at least 1"),
+    ],
+    "Ray": [
+        Rule("!has(self.address) || !has(self.cluster)", "cluster: one of address and cluster"),
+        Rule(
+            "!has(self.minWorkers) || (has(self.workers) && self.minWorkers <= self.workers)",
+            "minWorkers: at most workers, which must be given too",
+        ),
+    ],
+    "DistillationSpec": [
+        Rule(
+            "!has(self.trajectories.epochs) || "
+            "self.trajectories.epochs >= self.distill.maxStartEpoch - 1 + self.distill.expertGap",
+            "trajectories.epochs: at least distill.maxStartEpoch - 1 + distill.expertGap",
+        ),
+        Rule("!has(self.source.limit) || self.source.limit >= 2", "source.limit: at least 2 images"),
+        Rule(
+            "!has(self.source.limit) || !has(self.distill.size) || self.distill.size <= self.source.limit",
+            "distill.size: at most source.limit",
+        ),
+        *_network("student"),
+        *_network("teacher", _OTHERS_TEACHER),
+        Rule(
+            "self.student.architecture == 'convnet' || !self.evaluate.architectures.exists(a, a == 'convnet') || "
+            + _divides(_USUAL_DEPTH),
+            "evaluate.architectures: source.imageSize must be a multiple of 2 to the power of the blocks of a convnet",
+        ),
+        Rule(
+            "self.student.norm != 'batch' || self.trajectories.batch >= 2",
+            f"trajectories.batch: {_FOR_BATCH_NORM}",
+        ),
+        Rule("self.student.norm != 'batch' || self.distill.innerBatch >= 2", f"distill.innerBatch: {_FOR_BATCH_NORM}"),
+        Rule(
+            "self.student.norm != 'batch' || !has(self.distill.size) || self.distill.size >= 2",
+            f"distill.size: {_FOR_BATCH_NORM}",
+        ),
+    ],
+    "ScheduledDistillationSpec": [
+        Rule(
+            "self.warmStart != 'champion' || has(self.template.spec.registry.name)",
+            "warmStart: only with template.spec.registry.name, whose champion it is",
+        ),
+        Rule(
+            "self.warmStart != 'champion' || has(self.template.spec.distill.size)",
+            "warmStart: only with template.spec.distill.size: a fraction changes with the source",
+        ),
+        Rule(
+            "self.warmStart != 'champion' || !has(self.template.spec.distill.warmStart)",
+            "template.spec.distill.warmStart: nothing beside warmStart",
+        ),
+    ],
+}
+BY_LIST_TYPE = {"Evaluate", "RayCluster"}  # whose validators say that nothing stands twice: sets, and maps by name
