@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from limbeck.reference import json_schema
@@ -70,6 +71,9 @@ def test_what_needs_no_torch_does_not_import_it(tmp_path, arguments):
 def test_the_version_and_the_schema_are_printed(limbeck):
     assert limbeck("--version").out == f"limbeck {__version__}\n"
     assert limbeck("schema").out == json_schema()
+    assert [entry["kind"] for entry in yaml.safe_load_all(limbeck("schema", "--crd").out)] == [
+        "CustomResourceDefinition"
+    ] * 2
 
 
 @pytest.mark.parametrize(

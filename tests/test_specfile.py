@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from limbeck.specfile import read_spec
+from limbeck.cli import app
+from limbeck.errors import InputError
+from limbeck.specfile import SpecError, read_spec
 from tests.data.making import six_images, write_tree
 from tests.stages.command import limbeck  # noqa: F401 - a fixture
 
@@ -501,3 +504,48 @@ def test_an_example_is_valid(limbeck, example):
 
 def test_there_are_examples():
     assert EXAMPLES
+
+
+SCHEDULE = """\
+apiVersion: limbeck.dev/v1alpha1
+kind: ScheduledDistillation
+metadata:
+  name: nightly
+spec:
+  schedule: 0 3 * * *
+  timeZone: Europe/Berlin
+  template:
+    spec:
+      source:
+        uri: sklearn:digits#train
+        imageSize: 8
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("0 3 * * *", "0 0 31 2 *", "6: spec.schedule: '0 0 31 2 *' never comes; a date that some year has"),
+        ("0 3 * * *", "often", '6: spec.schedule: found "often"; allowed: text: minute hour day month weekday, or'),
+        ("Europe/Berlin", "Mars", "7: spec.timeZone: 'Mars' is no time zone; a name such as Europe/Berlin"),
+        ("uri", "url", "11: spec.template.spec.source.url: no such field; did you mean uri?"),
+        ("sklearn:digits#train", "nowhere", "11: spec.template.spec.source.uri: nowhere: no such file or directory"),
+        ("nightly", "a" * 53, "4: metadata.name: found"),
+    ],
+)
+def test_validate_knows_schedules(tmp_path, old, new, said):
+    file = tmp_path / "schedule.yaml"
+    file.write_text(SCHEDULE)
+    done = CliRunner().invoke(app, ["validate", str(file)])
+    assert done.output == f"{file}: valid\n"
+    file.write_text(SCHEDULE.replace(old, new, 1))
+    done = CliRunner().invoke(app, ["validate", str(file)])
+    assert isinstance(done.exception, InputError)
+    assert f"{file}:{said}" in str(done.exception)
+
+
+def test_a_schedule_is_not_run(tmp_path):
+    file = tmp_path / "schedule.yaml"
+    file.write_text(SCHEDULE)
+    with pytest.raises(SpecError, match=":2: kind: found ScheduledDistillation, which a cluster runs"):
+        read_spec(file)

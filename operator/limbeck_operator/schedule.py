@@ -25,7 +25,7 @@ from limbeck_operator.conditions import Said, conditions, holds, instant, reason
 from limbeck_operator.distillation import COMPLETE, FAILED, is_finished, model_of
 from limbeck_operator.manifests import CONTAINER, Defaults, check_job, is_owned, owner_reference
 from limbeck_operator.plan import Delete, Event, Plan
-from limbeck_operator.times import InvalidSchedule, Schedule, parse
+from limbeck_operator.times import Schedule, parse
 
 SCHEDULED = "Scheduled"
 _LOOK_AT_CHECK = timedelta(seconds=15)
@@ -61,10 +61,7 @@ def read(document: Mapping[str, Any]) -> tuple[ScheduledDistillation, Schedule]:
     check_for_cluster(scheduled.spec.template.spec)
     if scheduled.spec.warm_start != "never":
         raise InputError("spec.warmStart", scheduled.spec.warm_start, "never: sets of MLflow start no run yet")
-    try:
-        return scheduled, parse(scheduled.spec.schedule, scheduled.spec.time_zone)
-    except InvalidSchedule as error:
-        raise InputError("spec.schedule", str(error)) from None
+    return scheduled, parse(scheduled.spec.schedule, scheduled.spec.time_zone)
 
 
 def reconcile_schedule(observed: ObservedSchedule, now: datetime) -> Plan:

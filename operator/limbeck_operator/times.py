@@ -14,6 +14,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
+from limbeck.errors import InputError
+
 _MACROS = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -35,8 +37,11 @@ _SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
 _PAST = datetime(2000, 1, 1)
 
 
-class InvalidSchedule(ValueError):  # noqa: N818 - what the user wrote
-    """The schedule is none; the message reads "what was found; what is allowed"."""
+_SCHEDULE = "spec.schedule"
+
+
+class InvalidSchedule(InputError):  # noqa: N818 - what the user wrote
+    """The schedule, or its time zone, is none."""
 
 
 @dataclass(frozen=True)
@@ -167,25 +172,27 @@ def parse(schedule: str, time_zone: str) -> Schedule:
 def _fields(schedule: str) -> list[str]:
     fields = schedule.split()
     if fields and fields[0].startswith(("TZ=", "CRON_TZ=")):
-        raise InvalidSchedule(f"{schedule!r} names a time zone; timeZone is where it is given")
+        raise InvalidSchedule(_SCHEDULE, f"{schedule!r} names a time zone", "timeZone is where it is given")
     if fields and fields[0].startswith("@"):
         if schedule not in _MACROS:
-            raise InvalidSchedule(f"{schedule!r} is no macro; {', '.join(_MACROS)} are")
+            raise InvalidSchedule(_SCHEDULE, f"{schedule!r} is no macro", f"{', '.join(_MACROS)} are")
         fields = _MACROS[schedule].split()
     if len(fields) != len(_FIELDS):
         allowed = "5: minute hour day month weekday, such as '0 3 * * 1', Mondays at three"
-        raise InvalidSchedule(f"{schedule!r} has {len(fields)} fields; {allowed}")
+        raise InvalidSchedule(_SCHEDULE, f"{schedule!r} has {len(fields)} fields", f"{allowed}")
     for position, (field, (name, allowed)) in enumerate(zip(fields, _FIELDS, strict=True)):
         alone = ["*"] * len(_FIELDS)
         alone[position] = field
         try:
             CronSim(" ".join(alone), _PAST)
         except (CronSimError, ValueError):  # the latter of a number of thousands of digits
-            raise InvalidSchedule(f"{schedule!r}: {field!r} as the {name}; {allowed}, with * , - and /") from None
+            raise InvalidSchedule(
+                _SCHEDULE, f"{schedule!r}: {field!r} as the {name}", f"{allowed}, with * , - and /"
+            ) from None
     try:
         next(CronSim(" ".join(fields), _PAST))
     except (CronSimError, StopIteration):
-        raise InvalidSchedule(f"{schedule!r} never comes; a date that some year has") from None
+        raise InvalidSchedule(_SCHEDULE, f"{schedule!r} never comes", "a date that some year has") from None
     return fields
 
 
@@ -195,7 +202,7 @@ def _zone(name: str) -> ZoneInfo:
             return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a folder of zones
         pass
-    raise InvalidSchedule(f"{name!r} is no time zone; a name such as Europe/Berlin")
+    raise InvalidSchedule("spec.timeZone", f"{name!r} is no time zone", "a name such as Europe/Berlin")
 
 
 def _whole(instant: datetime) -> datetime:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from limbeck.cli_operator import operator, trigger
+from limbeck.cli_operator import definitions, operator, trigger, validate_schedule
 from limbeck.cli_pipeline import pipeline
 from limbeck.cli_registry import registry, ui
 from limbeck.errors import InputError, WorkError
@@ -150,11 +150,13 @@ def validate(
     overrides: SetOption = NoOverrides,
     offline: Annotated[bool, typer.Option("--offline", help="Do not look at the data that the spec names.")] = False,
 ) -> None:
-    """Check a spec, and that it fits its data; every problem is named with its line."""
-    from limbeck.specfile import read_spec
+    """Check a spec or a schedule, and that it fits its data; every problem is named with its line."""
+    from limbeck.specfile import ScheduleFile, read_any
 
-    specfile = read_spec(spec, overrides)
-    if not offline:
+    specfile = read_any(spec, overrides)
+    if isinstance(specfile, ScheduleFile):
+        validate_schedule(specfile, offline=offline)
+    elif not offline:
         from limbeck.preflight import check_against_data, open_sources
 
         settings = specfile.distillation.spec
@@ -194,11 +196,15 @@ def report(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    crd: Annotated[
+        bool, typer.Option("--crd", help="The CustomResourceDefinitions of a Kubernetes cluster instead.")
+    ] = False,
+) -> None:
     """Print the JSON schema of a spec file."""
     from limbeck.reference import json_schema
 
-    typer.echo(json_schema(), nl=False)
+    typer.echo(definitions() if crd else json_schema(), nl=False)
 
 
 @contextmanager

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from limbeck.errors import InputError
+
+if TYPE_CHECKING:
+    from limbeck.specfile import ScheduleFile
 
 KubeconfigOption = Annotated[
     str | None,
@@ -71,6 +74,37 @@ def trigger(
     from limbeck_operator.trigger import trigger as set_trigger
 
     typer.echo(set_trigger(name, namespace, kubeconfig))
+
+
+def validate_schedule(file: ScheduleFile, *, offline: bool) -> None:
+    """Check what the models of the spec do not: that the schedule comes, in a time zone that there is, and the data.
+
+    Raises:
+        InputError: one of them is wrong.
+    """
+    from limbeck.preflight import check_against_data, open_sources
+
+    spec = file.scheduled.spec
+    if find_spec("cronsim") is not None:
+        from limbeck_operator.times import parse
+
+        with file.located():
+            parse(spec.schedule, spec.time_zone)
+    if not offline:
+        try:
+            check_against_data(spec.template.spec, open_sources(spec.template.spec))
+        except InputError as error:
+            if not error.where.startswith("spec."):
+                raise
+            with file.located():
+                raise InputError(f"spec.template.{error.where}", error.found, error.allowed) from None
+
+
+def definitions() -> str:
+    """The CustomResourceDefinitions as YAML."""
+    from limbeck_operator.generate import generated
+
+    return "---\n".join(generated().values())
 
 
 def _require() -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from limbeck.errors import InputError
-from limbeck.spec import Distillation
+from limbeck.spec import Distillation, ScheduledDistillation
 
 Location = tuple[str | int, ...]
 
@@ -37,11 +37,8 @@ class SpecError(InputError):
 
 
 @dataclass(frozen=True)
-class SpecFile:
-    """A spec and the lines of the file that it was read from."""
-
+class _Located:
     name: str
-    distillation: Distillation
     lines: Mapping[Location, int]
 
     @contextmanager
@@ -58,6 +55,20 @@ class SpecFile:
             raise InputError(f"{place}: {error.where}", error.found, error.allowed) from None
 
 
+@dataclass(frozen=True)
+class SpecFile(_Located):
+    """A spec and the lines of the file that it was read from."""
+
+    distillation: Distillation
+
+
+@dataclass(frozen=True)
+class ScheduleFile(_Located):
+    """A schedule and the lines of the file that it was read from."""
+
+    scheduled: ScheduledDistillation
+
+
 def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> SpecFile:
     """Read and check a spec file.
 
@@ -68,15 +79,28 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> SpecFile:
     Raises:
         SpecError: with all that is wrong, in the order of the file.
     """
+    found = read_any(path, overrides)
+    if isinstance(found, ScheduleFile):
+        place = _place(found.name, found.lines, ("kind",))
+        raise SpecError([f"{place}: kind: found ScheduledDistillation, which a cluster runs; allowed: Distillation"])
+    return found
+
+
+def read_any(path: str | Path, overrides: Sequence[str] = ()) -> SpecFile | ScheduleFile:
+    """Read and check the file of a spec or of a schedule; as `read_spec`."""
     name = str(path)
     document, lines = _read_yaml(name)
     for override in overrides:
         _override(document, lines, override)
+    model = ScheduledDistillation if document.get("kind") == "ScheduledDistillation" else Distillation
     try:
-        return SpecFile(name, Distillation.model_validate(document), lines)
+        read = model.model_validate(document)
     except ValidationError as error:
-        problems = [_explain(name, lines, document, dict(problem)) for problem in error.errors()]
-        raise SpecError([text for _, text in sorted(problems)]) from None
+        explain = _Explainer(name, lines, model)
+        raise SpecError([text for _, text in sorted(explain(dict(problem)) for problem in error.errors())]) from None
+    if isinstance(read, ScheduledDistillation):
+        return ScheduleFile(name, lines, read)
+    return SpecFile(name, lines, read)
 
 
 class _Loader(yaml.SafeLoader):
@@ -111,7 +135,9 @@ def _read_yaml(name: str) -> tuple[dict[str, Any], dict[Location, int]]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise SpecError([f"{name}:{line}: not YAML: {error.problem or error.context}"]) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except RecursionError:
+        raise SpecError([f"{name}: not YAML: maximum recursion depth exceeded"]) from None
+    except (yaml.YAMLError, ValueError) as error:
         raise SpecError([f"{name}: not YAML: {' '.join(str(error).split())[:200]}"]) from None
     if not isinstance(document, dict):
         found = "empty" if document is None else f"a {_kind(document)}"
@@ -179,25 +205,62 @@ def _override(document: dict[str, Any], lines: dict[Location, int], override: st
     lines[location] = 0  # said on the command line
 
 
-def _explain(name: str, lines: Mapping[Location, int], document: Any, problem: dict[str, Any]) -> tuple[int, str]:
-    """(line, text) of one of pydantic's complaints."""
-    location: Location = tuple(problem["loc"])
-    is_key = location[-1:] == ("[key]",)
-    if is_key:
-        location = location[:-1]
-        found, allowed = "no such key", f"allowed: {_allowed((*location[:-1], '[key]'))}"
-    elif problem["type"] == "conflict":  # ours, from a validator of the section
-        field = problem["ctx"]["field"].split(".")
-        location = (*location, *(int(part) if part.isdigit() else part for part in field))
-        found, allowed = f"found {problem['ctx']['found']}", f"allowed: {problem['ctx']['allowed']}"
-    elif problem["type"] == "missing":
-        found, allowed = "missing", f"allowed: {_allowed(location)}"
-    elif problem["type"] == "extra_forbidden":
-        found, allowed = "no such field", _siblings(location)
-    else:
-        found, allowed = f"found {_show(problem['input'])}", f"allowed: {_allowed(location)}"
-    text = f"{_place(name, lines, location)}: {_dotted(location)}: {found}; {allowed}"
-    return _line_of(lines, location), " ".join(text.split())
+@dataclass(frozen=True)
+class _Explainer:
+    """Says what pydantic complains of in a user's terms: (line, text) of a complaint."""
+
+    name: str
+    lines: Mapping[Location, int]
+    model: type[BaseModel]
+
+    def __call__(self, problem: dict[str, Any]) -> tuple[int, str]:
+        location: Location = tuple(problem["loc"])
+        is_key = location[-1:] == ("[key]",)
+        if is_key:
+            location = location[:-1]
+            found, allowed = "no such key", f"allowed: {self._allowed((*location[:-1], '[key]'))}"
+        elif problem["type"] == "conflict":  # ours, from a validator of the section
+            field = problem["ctx"]["field"].split(".")
+            location = (*location, *(int(part) if part.isdigit() else part for part in field))
+            found, allowed = f"found {problem['ctx']['found']}", f"allowed: {problem['ctx']['allowed']}"
+        elif problem["type"] == "missing":
+            found, allowed = "missing", f"allowed: {self._allowed(location)}"
+        elif problem["type"] == "extra_forbidden":
+            found, allowed = "no such field", self._siblings(location)
+        else:
+            found, allowed = f"found {_show(problem['input'])}", f"allowed: {self._allowed(location)}"
+        text = f"{_place(self.name, self.lines, location)}: {_dotted(location)}: {found}; {allowed}"
+        return _line_of(self.lines, location), " ".join(text.split())
+
+    def _siblings(self, location: Location) -> str:
+        annotation, metadata = self._field_at(location[:-1])
+        section, _ = _peel(annotation, metadata)
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            section = self.model
+        names = sorted(field.alias or name for name, field in section.model_fields.items() if not field.exclude)
+        close = difflib.get_close_matches(str(location[-1]), names, n=1)
+        return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(names)}"
+
+    def _allowed(self, location: Location) -> str:
+        """What the field at `location` takes, in words."""
+        annotation, metadata = self._field_at(location)
+        return _describe(annotation, metadata)
+
+    def _field_at(self, location: Location) -> tuple[Any, list[Any]]:
+        annotation: Any = self.model
+        metadata: list[Any] = []
+        for part in location:
+            annotation, metadata = _peel(annotation, metadata)
+            if isinstance(part, int):
+                annotation, metadata = get_args(annotation)[0], []
+            elif get_origin(annotation) is dict:
+                annotation, metadata = get_args(annotation)[0 if part == "[key]" else 1], []
+            elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                field = _named(annotation, part)
+                if field is None:
+                    break
+                annotation, metadata = field.annotation, list(field.metadata)
+        return annotation, metadata
 
 
 def _place(name: str, lines: Mapping[Location, int], location: Location) -> str:
@@ -225,42 +288,6 @@ def _show(value: Any) -> str:
 
 def _kind(value: Any) -> str:
     return {list: "list", str: "text", int: "number", float: "number", bool: "truth value"}.get(type(value), "value")
-
-
-def _siblings(location: Location) -> str:
-    model = _model_at(location[:-1])
-    names = sorted(field.alias or name for name, field in model.model_fields.items() if not field.exclude)
-    close = difflib.get_close_matches(str(location[-1]), names, n=1)
-    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(names)}"
-
-
-def _allowed(location: Location) -> str:
-    """What the field at `location` takes, in words."""
-    annotation, metadata = _field_at(location)
-    return _describe(annotation, metadata)
-
-
-def _field_at(location: Location) -> tuple[Any, list[Any]]:
-    annotation: Any = Distillation
-    metadata: list[Any] = []
-    for part in location:
-        annotation, metadata = _peel(annotation, metadata)
-        if isinstance(part, int):
-            annotation, metadata = get_args(annotation)[0], []
-        elif get_origin(annotation) is dict:
-            annotation, metadata = get_args(annotation)[0 if part == "[key]" else 1], []
-        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            field = _named(annotation, part)
-            if field is None:
-                break
-            annotation, metadata = field.annotation, list(field.metadata)
-    return annotation, metadata
-
-
-def _model_at(location: Location) -> type[BaseModel]:
-    annotation, metadata = _field_at(location)
-    annotation, _ = _peel(annotation, metadata)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Distillation
 
 
 def _named(model: type[BaseModel], name: str) -> FieldInfo | None:
@@ -326,6 +353,10 @@ def _text_bounds(metadata: list[Any]) -> str:
             return " of at most 63 small letters, digits and '-', beginning and ending with a letter or digit"
         if pattern and "[A-Za-z0-9._-]" in pattern:
             return " of at most 200 letters, digits and, within, . _ -"
+        if pattern and "@(hourly" in pattern:
+            return ": minute hour day month weekday, or @hourly, @daily, @weekly, @monthly, @yearly"
+        if pattern and "/" in pattern:
+            return ": an IANA time zone, such as Europe/Berlin" if "_+-" in pattern else ": a path from /"
         if pattern:
             return ", a Kubernetes quantity such as 500m or 4Gi"
         if isinstance(bound, MinLen) and bound.min_length:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from limbeck.errors import InputError
 from limbeck_operator.times import InvalidSchedule, parse
 
 ZONES = [
@@ -88,7 +89,7 @@ def test_what_is_no_schedule_is_refused_with_what_is_allowed(schedule, zone, sai
     with pytest.raises(InvalidSchedule) as refused:
         parse(schedule, zone)
     assert said in str(refused.value)
-    assert isinstance(refused.value, ValueError)
+    assert isinstance(refused.value, InputError)
 
 
 @given(st.text("0123456789*/,-#LWMONJAU@?= ", max_size=30), st.text(max_size=20) | st.sampled_from(ZONES))
