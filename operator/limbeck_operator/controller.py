@@ -20,7 +20,7 @@ from limbeck_operator.kube import Document, Kube, Refused, connect
 from limbeck_operator.leader import KubernetesLease, LeaderElector, Terms
 from limbeck_operator.logs import about
 from limbeck_operator.manifests import Defaults, cluster_name
-from limbeck_operator.metrics import Metrics
+from limbeck_operator.metrics import Metrics, condition_of
 from limbeck_operator.queue import Closed, WorkQueue
 from limbeck_operator.schedule import ObservedSchedule, reconcile_schedule
 from limbeck_operator.server import Server
@@ -60,7 +60,7 @@ class Operator:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._cache = Cache()
+        self._cache = Cache(condition_of)
         self._queue: WorkQueue[Key] = WorkQueue()
         identity = os.environ.get("LIMBECK_POD_NAME") or socket.gethostname()
         self.identity = f"{identity}_{uuid.uuid4().hex[:8]}"

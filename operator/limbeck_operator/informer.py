@@ -90,9 +90,8 @@ class Informer:
                     documents, version = await self._kube.listed(
                         kind, self._namespace, _JOBS if kind == "Job" else None
                     )
-                    before = {key: self._cache.get(key) for key in self._cache.keys(kind)}
-                    for key in self._cache.replace(kind, documents, version):
-                        self._changed(key, self._cache.get(key) or before.get(key))
+                    for key, document in self._cache.replace(kind, documents, version):
+                        self._changed(key, document)
                 self.fresh = time.monotonic()
                 self.ready.set()
             except asyncio.CancelledError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
@@ -84,13 +83,9 @@ class Metrics(Collector):
         yield GaugeMetricFamily("limbeck_leader", "Whether this replica leads.", value=float(self._leads()))
         yield GaugeMetricFamily("limbeck_queue_depth", "Objects that wait to be reconciled.", value=self._queue().depth)
         objects = GaugeMetricFamily("limbeck_objects", "Objects, by condition.", labels=["kind", "condition"])
-        tally: Tally[tuple[str, str]] = Tally()
-        for kind in (api.DISTILLATION, api.SCHEDULE):
-            for key in self._cache.keys(kind):
-                document = self._cache.get(key)
-                tally[kind, _condition((document or {}).get("status") or {})] += 1
-        for (kind, condition), count in tally.items():
-            objects.add_metric([kind, condition], count)
+        for (kind, condition), count in self._cache.tags().items():
+            if kind in (api.DISTILLATION, api.SCHEDULE):
+                objects.add_metric([kind, condition], count)
         yield objects
         requests = CounterMetricFamily("limbeck_api_requests", "Requests to the API server.", labels=["method", "kind"])
         for (method, kind), number in self._kube.requests.items():
@@ -98,9 +93,10 @@ class Metrics(Collector):
         yield requests
 
 
-def _condition(status: Document) -> str:
+def condition_of(document: Document) -> str:
     """The condition that says most of an object."""
-    held = {entry["type"] for entry in status.get("conditions") or [] if entry["status"] == "True"}
+    conditions = (document.get("status") or {}).get("conditions") or []
+    held = {entry["type"] for entry in conditions if entry["status"] == "True"}
     return next(
         (name for name in ("Complete", "Failed", "Suspended", "Progressing", "Scheduled") if name in held), "None"
     )
