@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from limbeck_operator import api
 from limbeck_operator.cache import Cache, Key, owner_of
+from limbeck_operator.conditions import holds
 from limbeck_operator.distillation import Observed, is_finished, reconcile
 from limbeck_operator.executor import Executor, NotLeadingError
 from limbeck_operator.informer import Informer
@@ -126,6 +127,11 @@ class Operator:
         owner = owner_of(document) if document is not None else None
         if owner is not None and owner["kind"] in (api.DISTILLATION, api.SCHEDULE):
             self._queue.add(Key(owner["kind"], key.namespace, owner["name"]))
+        if key.kind == "Pod" and document is not None:  # a Job controls it, and has given it its labels
+            labels = document["metadata"].get("labels") or {}
+            for kind, label in ((api.DISTILLATION, api.OF), (api.SCHEDULE, api.OF_SCHEDULE)):
+                if label in labels:
+                    self._queue.add(Key(kind, key.namespace, labels[label]))
 
     async def _work(self) -> None:
         while True:
@@ -175,7 +181,7 @@ class Operator:
         job = self._cache.get(Key("Job", namespace, name))
         pods: list[Document] = []
         if job is not None and not is_finished(document.get("status") or {}):
-            pods = await self._pods(namespace, name)
+            pods = await self._pods(job)
         cluster, has_ray = None, True
         if document["spec"].get("execution", {}).get("ray", {}).get("cluster") is not None:
             has_ray = await self._kube.knows("RayCluster")
@@ -184,16 +190,20 @@ class Operator:
         return Observed(document, job, pods, cluster, has_ray, self._settings.defaults)
 
     async def _observe_schedule(self, document: Document) -> ObservedSchedule:
-        namespace = document["metadata"]["namespace"]
         checks = self._cache.children("Job", document)
-        names = [entry["metadata"]["name"] for entry in checks]
-        pods = {name: await self._pods(namespace, name) for name in names}
+        pods = {job["metadata"]["name"]: await self._pods(job) for job in checks}
         mine = self._cache.children(api.DISTILLATION, document)
         return ObservedSchedule(document, mine, checks, pods, self._settings.defaults)
 
-    async def _pods(self, namespace: str, job: str) -> list[Document]:
-        """The pods of a Job, the oldest first."""
-        pods, _ = await self._kube.listed("Pod", namespace, f"batch.kubernetes.io/job-name={job}")
+    async def _pods(self, job: Document) -> list[Document]:
+        """The pods of a Job, the oldest first; once it has ended, as they are and not as they were last heard of."""
+        ended = any(holds(job.get("status") or {}, kind) for kind in ("Complete", "Failed"))
+        if ended:
+            metadata = job["metadata"]
+            selector = f"batch.kubernetes.io/controller-uid={metadata['uid']}"
+            pods, _ = await self._kube.listed("Pod", metadata["namespace"], selector)
+        else:
+            pods = list(self._cache.children("Pod", job))
         return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
     def _alive(self) -> str | None:

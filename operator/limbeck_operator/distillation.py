@@ -21,7 +21,6 @@ from limbeck_operator.plan import Delete, Event, Plan, Suspend
 
 SUSPENDED, PROGRESSING, COMPLETE, FAILED = "Suspended", "Progressing", "Complete", "Failed"
 _LOOK_AT_CLUSTER, _LOOK_FOR_KIND = timedelta(seconds=5), timedelta(minutes=1)
-_LOOK_AT_PODS = timedelta(seconds=15)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -182,9 +181,7 @@ class _Reconcile:
             tried = f"try {retries} of {self._execution.backoff_limit + 1} has failed"
             self._event("Retrying", f"{tried}: {said}" if said else tried, warning=True)
         status = self._going(reason, message, started, retries=retries)
-        again = self._now + _LOOK_AT_PODS
-        deadline = self._deadline()
-        return self._make(status, suspend=suspend, again=min(again, deadline) if deadline else again)
+        return self._make(status, suspend=suspend, again=self._deadline())
 
     def _cluster(self, started: str) -> Plan | None:
         """What is to be done until its RayCluster is ready; None when it is."""

@@ -21,13 +21,15 @@ from limbeck_operator.kube import Kube, strip
 
 log = logging.getLogger("limbeck.operator")
 
-KINDS = (api.DISTILLATION, api.SCHEDULE, "Job")
+KINDS = (api.DISTILLATION, api.SCHEDULE, "Job", "Pod")
 _RESOURCES = {
     api.DISTILLATION: (api.GROUP, api.VERSION, api.DISTILLATIONS),
     api.SCHEDULE: (api.GROUP, api.VERSION, api.SCHEDULES),
     "Job": ("batch", "v1", "jobs"),
+    "Pod": ("", "v1", "pods"),
 }
-_JOBS = f"{api.BY}={api.MANAGER}"
+_CHILDREN = ("Job", "Pod")  # there are others' of these
+_OURS = f"{api.BY}={api.MANAGER}"
 _WATCH_SECONDS = 300  # after which a watch is opened anew
 _PATIENCE = (1, 1, 2, 3, 5)  # seconds between the first tries of a request
 _FIRST_LIST_SECONDS = 2.0
@@ -87,9 +89,8 @@ class Informer:
         while True:
             try:
                 for kind in KINDS:
-                    documents, version = await self._kube.listed(
-                        kind, self._namespace, _JOBS if kind == "Job" else None
-                    )
+                    selector = _OURS if kind in _CHILDREN else None
+                    documents, version = await self._kube.listed(kind, self._namespace, selector)
                     for key, document in self._cache.replace(kind, documents, version):
                         self._changed(key, document)
                 self.fresh = time.monotonic()
@@ -116,14 +117,14 @@ class Informer:
             )
 
         for kind, (group, version, plural) in _RESOURCES.items():
-            labels = {api.BY: api.MANAGER} if kind == "Job" else None
+            labels = {api.BY: api.MANAGER} if kind in _CHILDREN else None
             kopf.on.event(group, version, plural, registry=registry, id=kind, labels=labels)(self._handler(kind))
         return registry
 
     def _handler(self, kind: str) -> Any:
         async def handle(event: Any, **_: Any) -> None:
             self.fresh = time.monotonic()
-            document = strip(dict(event["object"]))
+            document = strip(kind, dict(event["object"]))
             key = key_of(kind, document)
             if event["type"] == "DELETED":
                 self._cache.remove(kind, document)

@@ -25,6 +25,7 @@ _PLACES = {  # of kinds: where their API is, and their plural
 }
 _TIMEOUTS = (5, 30)  # seconds to connect, and until an answer comes
 _WRITE_TIMEOUTS = (2, 3)  # less than lies between the end of one leadership and the start of another
+_OF_PODS = ("phase", "podIP", "conditions", "containerStatuses")
 _PAGE = 500
 _THREADS = 16
 
@@ -58,7 +59,7 @@ class Kube:
             query = [("limit", _PAGE), ("continue", page), ("labelSelector", selector)]
             answer = await self._call("GET", kind, namespace, query=query)
             version = answer["metadata"]["resourceVersion"] if not page else version
-            documents += [strip(entry) for entry in answer["items"]]
+            documents += [strip(kind, entry) for entry in answer["items"]]
             page = answer["metadata"].get("continue") or ""
             if not page:
                 return documents, version
@@ -66,7 +67,7 @@ class Kube:
     async def get(self, kind: str, namespace: str, name: str) -> Document | None:
         """An object; None where there is none of that name."""
         try:
-            return strip(await self._call("GET", kind, namespace, name))
+            return strip(kind, await self._call("GET", kind, namespace, name))
         except Refused as refusal:
             if refusal.status == 404:
                 return None
@@ -86,7 +87,8 @@ class Kube:
     async def create(self, kind: str, document: Document) -> Document:
         """Create an object."""
         namespace = document["metadata"]["namespace"]
-        return strip(await self._call("POST", kind, namespace, body=document, query=[("fieldManager", api.MANAGER)]))
+        query = [("fieldManager", api.MANAGER)]
+        return strip(kind, await self._call("POST", kind, namespace, body=document, query=query))
 
     async def apply(self, kind: str, document: Document, *, part: str = "", manager: str = api.MANAGER) -> Document:
         """Have the fields of `document` be so, by server-side apply.
@@ -99,9 +101,8 @@ class Kube:
         """
         metadata = document["metadata"]
         query = [("fieldManager", manager), ("force", "true")]
-        return strip(
-            await self._call("PATCH", kind, metadata["namespace"], metadata["name"], part, query=query, body=document)
-        )
+        place = metadata["namespace"], metadata["name"], part
+        return strip(kind, await self._call("PATCH", kind, *place, query=query, body=document))
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Delete an object with what it controls, unless it is gone, or another of its name is there."""
@@ -204,9 +205,13 @@ def connect(kubeconfig: str | None = None) -> Any:
     return client.ApiClient(settings)
 
 
-def strip(document: Document) -> Document:
-    """The object without the record of who owns which field, which is half of it and nobody here asks for."""
+def strip(kind: str, document: Document) -> Document:
+    """The object without what nobody here asks for: who owns which field, and all of a pod but what became of it."""
     metadata = {name: value for name, value in document["metadata"].items() if name != "managedFields"}
+    if kind == "Pod":
+        metadata.pop("annotations", None)
+        status = {name: value for name, value in (document.get("status") or {}).items() if name in _OF_PODS}
+        return {"metadata": metadata, "status": status}
     return {**document, "metadata": metadata}
 
 

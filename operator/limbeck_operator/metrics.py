@@ -17,7 +17,7 @@ from limbeck_operator.kube import Document, Kube
 from limbeck_operator.plan import Plan
 from limbeck_operator.queue import WorkQueue
 
-_SHORT = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+_SHORT = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 100)
 _LONG = (60, 300, 900, 3600, 4 * 3600, 12 * 3600, 86_400, 7 * 86_400)
 
 
