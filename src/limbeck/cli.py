@@ -22,6 +22,7 @@ from limbeck.version import __version__
 from limbeck.workplace import recorded, start_sender, workshop
 
 if TYPE_CHECKING:
+    from limbeck.broadcast import Broadcast
     from limbeck.spec import DistillationSpec
     from limbeck.specfile import SpecFile
     from limbeck.stages.task import Workshop
@@ -67,6 +68,12 @@ OutcomeOption = Annotated[
     Path | None,
     typer.Option("--outcome", hidden=True, help="File for what came of it, as JSON of at most 4,096 bytes."),
 ]
+StatusOption = Annotated[
+    str | None,
+    typer.Option(
+        "--status", metavar="HOST:PORT", help="Say where the run stands, as JSON, at http://HOST:PORT/status."
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -84,12 +91,15 @@ def run(
     overrides: SetOption = NoOverrides,
     workers: WorkersOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
+    status: StatusOption = None,
     outcome: OutcomeOption = None,
 ) -> None:
     """Run a spec from its source to the evaluated distilled set; what is done is skipped, what was cut goes on."""
     from limbeck.specfile import read_spec
 
-    summary, store = _run(read_spec(spec, overrides), _again("run", spec, overrides, workers), workers, outcome)
+    with _broadcast(status) as broadcast:
+        again = _again("run", spec, overrides, workers)
+        summary, store = _run(read_spec(spec, overrides), again, workers, outcome, broadcast)
     if json:
         typer.echo(summary.model_dump_json(by_alias=True, indent=2))
     else:
@@ -219,8 +229,32 @@ def _workshop(specfile: SpecFile, again: str, workers: int | None) -> Iterator[W
         raise Stopped(f"stopped; what is finished is kept. To go on: {again}") from None
 
 
+@contextmanager
+def _broadcast(address: str | None) -> Iterator[Broadcast | None]:
+    """What says where the run stands, as long as the block lasts; that nobody can ask stops no work."""
+    if address is None:
+        yield None
+        return
+    from limbeck.broadcast import Broadcast
+
+    try:
+        broadcast = Broadcast(address)
+    except OSError as error:
+        _note(f"note: nobody can ask where the run stands: {address}: {error.strerror}")
+        yield None
+        return
+    try:
+        yield broadcast
+    finally:
+        broadcast.close()
+
+
 def _run(
-    specfile: SpecFile, again: str, workers: int | None = None, outcome: Path | None = None
+    specfile: SpecFile,
+    again: str,
+    workers: int | None = None,
+    outcome: Path | None = None,
+    broadcast: Broadcast | None = None,
 ) -> tuple[Summary, Store]:
     sender = start_sender(specfile.distillation.spec, _note)
     from limbeck.runner import Run
@@ -229,6 +263,8 @@ def _run(
         _note(f"note: {setting} has no effect on a run on this machine")
     with _workshop(specfile, again, workers) as shop:
         recorder, shop = recorded(sender, shop, "limbeck run", stage_alone=False)
+        if broadcast is not None:
+            recorder, shop = broadcast.around(recorder, shop)
         work = Run(specfile.distillation, shop, recorder)
         summary = work.all()
         if outcome is not None:

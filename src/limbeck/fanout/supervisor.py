@@ -66,7 +66,7 @@ class RayFanout:
         spec: its execution.ray says where, and how many.
         workers: how many, whatever the spec says.
         store: results and logs; the workers must see it too.
-        progress: shows all workers' progress as one bar.
+        progress: told what workers say; how far they are, all as one bar, goes to the task's own.
         stop: passed on to the workers.
 
     Raises:
@@ -93,7 +93,7 @@ class RayFanout:
         each = expert_steps(images, spec.trajectories.batch, spec.expert_epochs)
         job = self._job(task, "trajectories", most=len(indices), experts=list(indices))
         total, done = spec.trajectories.experts * each, (spec.trajectories.experts - len(indices)) * each
-        with self._progress.bar("trajectories", total, "steps", done) as bar:
+        with task.shop.progress.bar("trajectories", total, "steps", done) as bar:
             ended = self._run(job, bar)
         return [Untrained(entry.index, entry.cause) for entry in ended.untrained]
 
@@ -107,7 +107,7 @@ class RayFanout:
             inputs=dict(identity.inputs),
         )
         job = self._job(task, "distill", most=settings.pairs, result=made)
-        with self._progress.bar("distill", settings.iterations, "iterations") as bar:
+        with task.shop.progress.bar("distill", settings.iterations, "iterations") as bar:
             self._run(job, bar)
 
     def _job(

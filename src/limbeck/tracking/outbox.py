@@ -73,9 +73,9 @@ class Outbox:
         self._whole = False
         self._progress.say(f"what happens from now on is not tracked: {error}")
 
-    def opened(self) -> Opened | None:
-        """The run as MLflow knows it; None when it has not answered within a while."""
-        deadline = time.monotonic() + _OPENING_SECONDS
+    def opened(self, *, wait: bool = True) -> Opened | None:
+        """The run as MLflow knows it; None when it has not answered yet, or with `wait`, within a while."""
+        deadline = time.monotonic() + (_OPENING_SECONDS if wait else 0.0)
         while self._opened is None and self._trouble is None and self._alive() and time.monotonic() < deadline:
             time.sleep(_LOOK)
         return self._opened

@@ -73,8 +73,8 @@ class Recorder(Protocol):
     def finished(self, summary: Summary, report: str) -> None:
         """The run's summary and report are written."""
 
-    def links(self) -> dict[str, str]:
-        """Where the run can be looked at."""
+    def links(self, *, wait: bool = True) -> dict[str, str]:
+        """Where the run can be looked at; `wait`, a while, for what is not known yet."""
 
 
 class _Unrecorded:
@@ -98,7 +98,7 @@ class _Unrecorded:
     def finished(self, summary: Summary, report: str) -> None:
         pass
 
-    def links(self) -> dict[str, str]:
+    def links(self, *, wait: bool = True) -> dict[str, str]:
         return {}
 
 
@@ -293,9 +293,9 @@ class Recording:
         record = redact_strings(summary.model_dump(mode="json", by_alias=True))
         self._outbox.write(Document(name="summary.json", text=json.dumps(record, indent=2) + "\n"))
 
-    def links(self) -> dict[str, str]:
+    def links(self, *, wait: bool = True) -> dict[str, str]:
         """See `Recorder.links`."""
-        opened = self._outbox.opened()
+        opened = self._outbox.opened(wait=wait)
         if opened is None:
             return {}
         links = {"mlflowRun": f"runs:/{opened.run_id}"}
