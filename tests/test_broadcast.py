@@ -1,4 +1,3 @@
-
 """What a run says over HTTP of where it stands."""
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from limbeck.errors import InputError, WorkError
 from limbeck.interrupt import Stopped
-from limbeck.kubeflow import FAILED
+from limbeck.kubeflow import FAILED, OUTCOME
+from limbeck.outcome import outcome_of
 from limbeck.redact import redact_strings, redact_url
 from limbeck.spec import Distillation, StageName
 from limbeck.specfile import SpecError, read_spec
@@ -108,6 +109,7 @@ def conclude(
     """Register the set, and write the run's summary and report."""
     with _errors("register", spec), _opened("register", spec, sources) as (run, shop):
         summary = run.conclude(datetime.fromisoformat(json.loads(sources)["begun"]))
+        sys.stderr.write(f"{OUTCOME}{outcome_of(summary, run.source_digest).text()}\n")
         _check_inputs(run, inputs)
         _describe(output, run.results["register"], shop)
         output.metadata.update(_outcome_of(summary))

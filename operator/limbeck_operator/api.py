@@ -20,6 +20,8 @@ OF = f"{GROUP}/distillation"  # on children: the name of the Distillation
 OF_SCHEDULE = f"{GROUP}/schedule"  # on Distillations and checks: the name of the ScheduledDistillation
 ROLE = f"{GROUP}/role"  # on Jobs: run, or check
 
+FINALIZER = f"{GROUP}/kubeflow-run"  # on a Distillation that may have a run on Kubeflow under way
+
 # annotations
 TRIGGER = f"{GROUP}/trigger"  # on a schedule: any new value runs it once, at once
 TRIGGERED_BY = f"{GROUP}/triggered-by"  # on a Distillation: the value that it was made for
@@ -91,8 +93,9 @@ class Result(_Status):
 class KubeflowRun(_Status):
     """The run on Kubeflow Pipelines."""
 
-    id: str = Field(max_length=128, description="Kubeflow's id of the run.")
-    state: str | None = Field(None, max_length=63, description="Kubeflow's word for where it stands.")
+    name: str = Field(max_length=128, description="The name that it was submitted by.")
+    id: str | None = Field(None, max_length=128, description="Kubeflow's id of the run, once it is known.")
+    state: str = Field(max_length=63, description="Kubeflow's word for where it stands.")
 
 
 class DistillationStatus(_Status):

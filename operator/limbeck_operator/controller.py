@@ -9,12 +9,15 @@ import socket
 import time
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+from limbeck.kubeflow import Access
+from limbeck.standing import Standing
 from limbeck_operator import api
-from limbeck_operator.cache import Cache, Key, owner_of
+from limbeck_operator.answers import Answers
+from limbeck_operator.cache import Cache, Key, key_of, owner_of
 from limbeck_operator.conditions import holds
-from limbeck_operator.distillation import Observed, is_finished, reconcile
+from limbeck_operator.distillation import is_finished, reconcile
 from limbeck_operator.executor import Executor, NotLeadingError
 from limbeck_operator.informer import Informer
 from limbeck_operator.kube import Document, Kube, Refused, connect
@@ -22,6 +25,9 @@ from limbeck_operator.leader import KubernetesLease, LeaderElector, Terms
 from limbeck_operator.logs import about
 from limbeck_operator.manifests import Defaults, cluster_name
 from limbeck_operator.metrics import Metrics, condition_of
+from limbeck_operator.observed import Observed
+from limbeck_operator.pipelines import Pipelines, Runs
+from limbeck_operator.pods import Pods, address_of
 from limbeck_operator.queue import Closed, WorkQueue
 from limbeck_operator.schedule import ObservedSchedule, reconcile_schedule
 from limbeck_operator.server import Server
@@ -44,6 +50,7 @@ class Settings:
         resync: seconds between whole lists.
         port: of health and metrics; 0 takes a free one.
         defaults: of objects that do not say it themselves.
+        kubeflow: the Kubeflow Pipelines that objects may run on.
     """
 
     namespace: str | None = None
@@ -54,6 +61,7 @@ class Settings:
     resync: float = 300.0
     port: int = 8080
     defaults: Defaults = field(default_factory=Defaults)
+    kubeflow: Access | None = None
 
 
 class Operator:
@@ -72,7 +80,12 @@ class Operator:
             self.identity,
             Terms(settings.lease_seconds, settings.lease_seconds * 2 / 3, settings.lease_seconds * 2 / 15),
         )
-        self._executor = Executor(self._kube, self._cache, lambda: self._elector.leads, self.identity)
+        self._pods, self._standings = Pods(), Answers[Key, Standing | None](self._news, lambda _: None)
+        pipelines = None
+        if settings.kubeflow is not None:
+            pipelines = Pipelines(settings.kubeflow, lambda: self._elector.leads, settings.defaults.image)
+        self._runs = Runs(pipelines, self._news)
+        self._executor = Executor(self._kube, self._cache, lambda: self._elector.leads, self.identity, self._runs)
         self._informer = Informer(
             self._kube,
             self._cache,
@@ -99,6 +112,8 @@ class Operator:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             await server.stop()
+            await self._pods.close()
+            self._runs.close()
             self._kube.close()
 
     async def _elect(self) -> None:
@@ -111,9 +126,17 @@ class Operator:
         for kind in (api.DISTILLATION, api.SCHEDULE):
             for key in self._cache.keys(kind):
                 self._queue.add(key)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._settings.workers):
-                group.create_task(self._work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._settings.workers):
+                    group.create_task(self._work())
+        finally:
+            await self._standings.close()
+            await self._runs.rest()
+
+    def _news(self, key: Key) -> None:
+        """A pod, or Kubeflow, has said something new of an object."""
+        self._queue.add(key)
 
     def _changed(self, key: Key, document: Document | None) -> None:
         """An object has changed: it is reconciled if it is ours, and so is what controls it."""
@@ -122,6 +145,8 @@ class Operator:
         if key.kind in (api.DISTILLATION, api.SCHEDULE):
             if self._cache.get(key) is None:
                 self._queue.discard(key)
+                self._standings.forget(key)
+                self._runs.forget(key)
             else:
                 self._queue.add(key)
         owner = owner_of(document) if document is not None else None
@@ -176,26 +201,46 @@ class Operator:
         return plan.again
 
     async def _observe(self, document: Document) -> Observed:
-        metadata = document["metadata"]
-        namespace, name = metadata["namespace"], metadata["name"]
-        job = self._cache.get(Key("Job", namespace, name))
+        key, spec = key_of(api.DISTILLATION, document), document["spec"].get("execution", {})
+        status = document.get("status") or {}
+        if spec.get("backend") == "kubeflow" or api.FINALIZER in (document["metadata"].get("finalizers") or []):
+            looked, every = self._runs.look(document), timedelta(seconds=self._runs.seconds)
+            return Observed(document, kubeflow=looked, every=every, defaults=self._settings.defaults)
+        job = self._cache.get(Key("Job", key.namespace, key.name))
         pods: list[Document] = []
-        if job is not None and not is_finished(document.get("status") or {}):
-            pods = await self._pods(job)
+        if job is not None and not is_finished(status):
+            pods = await self._pods_of(job)
         cluster, has_ray = None, True
-        if document["spec"].get("execution", {}).get("ray", {}).get("cluster") is not None:
+        if spec.get("ray", {}).get("cluster") is not None:
             has_ray = await self._kube.knows("RayCluster")
             if has_ray:
-                cluster = await self._kube.get("RayCluster", namespace, cluster_name(name))
-        return Observed(document, job, pods, cluster, has_ray, self._settings.defaults)
+                cluster = await self._kube.get("RayCluster", key.namespace, cluster_name(key.name))
+        return Observed(
+            document,
+            job,
+            pods,
+            cluster,
+            has_ray,
+            standing=self._standing(key, pods),
+            every=timedelta(seconds=self._standings.seconds),
+            defaults=self._settings.defaults,
+        )
+
+    def _standing(self, key: Key, pods: list[Document]) -> Standing | None:
+        """How far the newest pod has last said it is, if it runs."""
+        address = address_of(pods)
+        if address is None:
+            self._standings.forget(key)
+            return None
+        return self._standings.look(key, address, lambda: self._pods.ask(address))
 
     async def _observe_schedule(self, document: Document) -> ObservedSchedule:
         checks = self._cache.children("Job", document)
-        pods = {job["metadata"]["name"]: await self._pods(job) for job in checks}
+        pods = {job["metadata"]["name"]: await self._pods_of(job) for job in checks}
         mine = self._cache.children(api.DISTILLATION, document)
         return ObservedSchedule(document, mine, checks, pods, self._settings.defaults)
 
-    async def _pods(self, job: Document) -> list[Document]:
+    async def _pods_of(self, job: Document) -> list[Document]:
         """The pods of a Job, the oldest first; once it has ended, as they are and not as they were last heard of."""
         ended = any(holds(job.get("status") or {}, kind) for kind in ("Complete", "Failed"))
         if ended:

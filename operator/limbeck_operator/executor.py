@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from limbeck_operator import api
 from limbeck_operator.cache import Cache
 from limbeck_operator.kube import Document, Kube, Refused
 from limbeck_operator.logs import about
 from limbeck_operator.manifests import is_owned
-from limbeck_operator.plan import Delete, Event, Plan, Suspend
+from limbeck_operator.plan import Delete, Event, Plan, Submit, Suspend
 
 log = logging.getLogger("limbeck.operator")
 
-_SUSPENDER = f"{api.MANAGER}-suspend"  # another manager of fields, so that a Job's other fields stay
+# other managers of fields, so that an object's other fields stay
+_SUSPENDER, _FINALIZER = f"{api.MANAGER}-suspend", f"{api.MANAGER}-finalizer"
 _FINAL = (400, 403, 422)  # answers that asking again soon does not change
+
+
+class Runs(Protocol):
+    """Runs on Kubeflow, which are begun and ended in the background."""
+
+    def submit(self, document: Document, what: Submit) -> None:
+        """Begin to submit a run."""
+
+    def terminate(self, document: Document, ids: Sequence[str]) -> None:
+        """Begin to terminate runs."""
 
 
 class NotLeadingError(Exception):
@@ -32,10 +43,12 @@ class Executor:
         cache: is told of every answer, so that the next reconcile knows what this one has done.
         leads: asked right before each write.
         reporter: who events are said to come from.
+        runs: on Kubeflow.
     """
 
-    def __init__(self, kube: Kube, cache: Cache, leads: Callable[[], bool], reporter: str) -> None:
+    def __init__(self, kube: Kube, cache: Cache, leads: Callable[[], bool], reporter: str, runs: Runs) -> None:
         self._kube, self._cache, self._leads, self._reporter = kube, cache, leads, reporter
+        self._runs = runs
 
     async def carry_out(self, document: Document, plan: Plan) -> None:
         """Do what a plan says about an object.
@@ -51,6 +64,15 @@ class Executor:
             await self._create(document, manifest)
         for change in plan.suspend:
             await self._suspend(namespace, change)
+        if plan.finalizer is not None:
+            await self._finalizer(document, plan.finalizer)
+            return
+        if plan.terminate:
+            self._check()
+            self._runs.terminate(document, plan.terminate)
+        if plan.submit is not None:
+            self._check()
+            self._runs.submit(document, plan.submit)
         if plan.status is not None:
             await self._status(document, plan.status)
         for event in plan.events:
@@ -95,6 +117,19 @@ class Executor:
             self._cache.put("Job", await self._kube.apply("Job", document, manager=_SUSPENDER))
         except Refused as refusal:
             if refusal.status != 404:
+                raise
+
+    async def _finalizer(self, document: Document, wanted: bool) -> None:
+        """Have the object kept until its run on Kubeflow has ended, or no longer."""
+        self._check()
+        metadata: dict[str, Any] = {name: document["metadata"][name] for name in ("name", "namespace", "uid")}
+        if wanted:
+            metadata["finalizers"] = [api.FINALIZER]
+        body = {"apiVersion": document["apiVersion"], "kind": document["kind"], "metadata": metadata}
+        try:
+            self._cache.put(document["kind"], await self._kube.apply(document["kind"], body, manager=_FINALIZER))
+        except Refused as refusal:
+            if wanted or refusal.status not in (404, 409):  # it is gone, or another of its name is there
                 raise
 
     async def _status(self, document: Document, status: dict[str, Any]) -> None:

@@ -24,6 +24,8 @@ from limbeck_operator import api
 
 CONTAINER = "limbeck"
 OUTCOME = "/dev/termination-log"  # where Kubernetes looks for what a container says when it ends
+STATUS_PORT = 8081  # where a run says how far it is
+_ADDRESS = "LIMBECK_POD_IP"
 _FOLDER = "/etc/limbeck"
 _SPEC = f"{api.GROUP}/spec"  # annotation of a pod, which it sees as a file
 _WRONG_INPUT = 2  # exit code of a run that no retry can help
@@ -76,8 +78,11 @@ def run_job(owner: Mapping[str, Any], distillation: Distillation, defaults: Defa
     """
     execution = distillation.spec.execution
     file = f"{_FOLDER}/{distillation.metadata.name}.yaml"
-    arguments = ["run", file, "--outcome", OUTCOME]
+    arguments = ["run", file, "--status", f"$({_ADDRESS}):{STATUS_PORT}", "--outcome", OUTCOME]
     job = _job(owner, distillation, defaults, arguments, _most(execution.resources), role="run")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    container["ports"] = [{"name": "status", "containerPort": STATUS_PORT}]
+    container["env"].insert(0, {"name": _ADDRESS, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
     job["spec"]["backoffLimit"] = execution.backoff_limit
     if execution.active_deadline_seconds is not None:
         job["spec"]["activeDeadlineSeconds"] = execution.active_deadline_seconds

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from limbeck.spec import Distillation
+
 
 @dataclass(frozen=True)
 class Delete:
@@ -25,6 +27,19 @@ class Suspend:
 
 
 @dataclass(frozen=True)
+class Submit:
+    """A pipeline to submit to Kubeflow.
+
+    Attributes:
+        name: of its run.
+        distillation: whose pipeline it is.
+    """
+
+    name: str
+    distillation: Distillation
+
+
+@dataclass(frozen=True)
 class Event:
     """What a person would want to know."""
 
@@ -41,6 +56,9 @@ class Plan:
         delete: children, or the object itself.
         create: manifests of children; one that exists and is the object's own is left as it is.
         suspend: changes of Jobs.
+        terminate: runs on Kubeflow, by their ids.
+        submit: a run on Kubeflow.
+        finalizer: whether the object is to have one; None where that stays. The rest is planned anew after that.
         status: all of the new status; None where it stays.
         events: to record once the status is written.
         again: when to look again though nothing happens; None for not at all.
@@ -49,6 +67,9 @@ class Plan:
     delete: list[Delete] = field(default_factory=list)
     create: list[dict[str, Any]] = field(default_factory=list)
     suspend: list[Suspend] = field(default_factory=list)
+    terminate: list[str] = field(default_factory=list)
+    submit: Submit | None = None
+    finalizer: bool | None = None
     status: dict[str, Any] | None = None
     events: list[Event] = field(default_factory=list)
     again: datetime | None = None

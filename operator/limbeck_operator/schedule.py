@@ -22,7 +22,8 @@ from limbeck.spec import Distillation, ScheduledDistillation
 from limbeck.store import json_digest
 from limbeck_operator import api
 from limbeck_operator.conditions import Said, conditions, holds, instant, reason_of, timestamp
-from limbeck_operator.distillation import COMPLETE, FAILED, is_finished, model_of
+from limbeck_operator.distillation import is_finished, model_of
+from limbeck_operator.drafting import COMPLETE, FAILED
 from limbeck_operator.manifests import CONTAINER, Defaults, check_job, is_owned, owner_reference
 from limbeck_operator.plan import Delete, Event, Plan
 from limbeck_operator.times import Schedule, parse

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import re
 import tempfile
 import time
@@ -23,14 +24,13 @@ from kfp.client import ServiceAccountTokenVolumeCredentials
 from limbeck.cluster import check_for_cluster
 from limbeck.errors import InputError, WorkError
 from limbeck.interrupt import StopRequest
-from limbeck.kubeflow import FAILED, Access
+from limbeck.kubeflow import DONE, FAILED, OUTCOME, SUCCEEDED, Access, Run, Task
 from limbeck.progress import Progress
 from limbeck.redact import redact_url
 from limbeck.spec import Distillation
 from limbeck_pipelines.distillation import PREFIX, build, compile_to, pipeline_name
 
 _ATTEMPTS, _FIRST_PAUSE = 5, 1.0  # of a request that Kubeflow answers with 5xx, and seconds before the second
-_DONE = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
 _INNER = re.compile(r"executor.*|exit-handler.*|root.*|.*-driver")  # tasks that are Kubeflow's own
 _PAGE = 100
 _TIMEOUTS = (10.0, 60.0)  # seconds to connect, and until an answer comes
@@ -69,9 +69,14 @@ class Kubeflow:
 
     Every method raises `InputError` where the host, the credentials or a name are wrong, and `WorkError` where Kubeflow
     does not answer, or answers with an error, also after retries.
+
+    Args:
+        access: where it is, and who asks.
+        attempts: how often it is asked before that is said.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, attempts: int = _ATTEMPTS) -> None:
+        self._attempts = attempts
         given = [n for n in ("token", "token_file", "cookies", "iap_client") if getattr(access, n) is not None]
         if len(given) > 1:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -108,10 +113,12 @@ class Kubeflow:
         run_name: str,
         service_account: str | None = None,
         image: str | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> str:
-        """Start a run of a spec's pipeline; its id."""
+        """Start a run of a spec's pipeline; its id. What `before` raises, when all else is ready, prevents it."""
         place = self._experiment(experiment)
         pipeline, version = self._upload(distillation, image)
+        before()
         run = self._ask(
             lambda: self._client.run_pipeline(
                 place,
@@ -128,6 +135,54 @@ class Kubeflow:
         """The page of a run."""
         return self._page(f"runs/details/{run}")
 
+    @property
+    def serves_several(self) -> bool:
+        """Whether every user has a namespace of their own, with experiments and pipelines of its own."""
+        return bool(self._ask(self._client.get_kfp_healthz).multi_user)
+
+    def named(self, name: str) -> Run | None:
+        """The run of a name, as it is now; of several, which two submitters at once can make, the first.
+
+        The others are terminated.
+        """
+        filtered = json.dumps({"predicates": [{"operation": 1, "key": "display_name", "stringValue": name}]})  # equals
+        found = self._ask(
+            lambda: list(
+                _pages(
+                    lambda token: self._client.list_runs(token, _PAGE, namespace=self._space, filter=filtered), "runs"
+                )
+            )
+        )
+        runs = sorted(found, key=lambda run: (run.created_at, run.run_id))
+        for other in runs[1:]:
+            if other.state not in DONE:
+                self.terminate(other.run_id)
+        return self._seen(self._ask(lambda: self._client.get_run(runs[0].run_id))) if runs else None
+
+    def terminate(self, run: str) -> None:
+        """Have a run end; one that has ended already stays as it is."""
+        self._ask(lambda: self._client.terminate_run(run))
+
+    def _seen(self, found: Any) -> Run:
+        tasks = _tasks(found)
+        said = ""
+        if found.state == SUCCEEDED:
+            latest = sorted(tasks, key=lambda task: str(task.end_time or task.create_time or ""), reverse=True)
+            said = self._own_words(found.run_id, latest, OUTCOME) or ""
+        elif found.state in DONE:
+            said = self._reason(found, tasks)
+        own = [task for task in tasks if task.display_name and not _INNER.fullmatch(task.display_name)]
+        return Run(
+            id=str(found.run_id),
+            name=str(found.display_name),
+            state=found.state or "PENDING",
+            link=self.link(found.run_id),
+            tasks=tuple(
+                Task(task.task_id, task.display_name, task.state or "", task.start_time, task.end_time) for task in own
+            ),
+            said=said,
+        )
+
     def wait(
         self, run: str, progress: Progress, stop: StopRequest, *, timeout: float | None = None, every: float = 5.0
     ) -> None:
@@ -142,16 +197,17 @@ class Kubeflow:
         seen: dict[str, str] = {}
         while True:
             found = self._watched(run, progress, stop)
-            tasks = (found.run_details.task_details or []) if found.run_details is not None else []
+            tasks = _tasks(found)
             for task in tasks:
                 name, state = task.display_name or "", task.state or ""
                 if name and state and not _INNER.fullmatch(name) and seen.get(task.task_id) != state:
                     seen[task.task_id] = state
                     progress.say(f"{name:<24} {state.lower()}")
-            if found.state == "SUCCEEDED":
+            if found.state == SUCCEEDED:
                 return
-            if found.state in _DONE:
-                raise WorkError(f"{self.link(run)}: {found.state.lower()}{self._reason(found, tasks)}")
+            if found.state in DONE:
+                why = self._reason(found, tasks)
+                raise WorkError(f"{self.link(run)}: {found.state.lower()}{': ' if why else ''}{why}")
             if deadline is not None and time.monotonic() > deadline:
                 raise WorkError(f"{self.link(run)}: still {(found.state or 'pending').lower()} after {timeout:g} s")
             _pause(every, stop)
@@ -173,7 +229,7 @@ class Kubeflow:
     def _reason(self, run: Any, tasks: list[Any]) -> str:
         """Why a run has failed: what the stage itself has written, else what Kubeflow says of it."""
         failed = [task for task in tasks if task.state == "FAILED"]
-        said = self._own_words(run.run_id, failed)
+        said = self._own_words(run.run_id, failed, FAILED)
         if said is None:
             said = next((task.error.message for task in reversed(failed) if task.error and task.error.message), None)
         if said is None and run.error is not None:
@@ -182,12 +238,12 @@ class Kubeflow:
         names = [name for name in names if name and not _INNER.fullmatch(name)]
         if not said and names:
             said = f"task {names[-1]}, whose log says why, as does runs/NAME/outcome.json in the output"
-        return f": {redact_url(' '.join(said.split()))}" if said else ""
+        return redact_url(" ".join(said.split())) if said else ""
 
-    def _own_words(self, run: str, failed: list[Any]) -> str | None:
-        """What a component wrote when it failed, from the log of its pod; None where no log can be read."""
+    def _own_words(self, run: str, tasks: list[Any], mark: str) -> str | None:
+        """What a component wrote behind a mark, from the log of its pod; None where no log of these tasks has it."""
         pods: dict[str, None] = {}  # in order
-        for task in sorted(failed, key=lambda task: not (task.display_name or "").startswith("executor")):
+        for task in sorted(tasks, key=lambda task: not (task.display_name or "").startswith("executor")):
             for pod in (task.pod_name, *(child.pod_name for child in task.child_tasks or [])):
                 if pod:
                     pods[pod] = None
@@ -206,7 +262,7 @@ class Kubeflow:
                 answer.release_conn()
             except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError):  # it is gone, or not ours to read
                 continue
-            own = [str(line).removeprefix(FAILED) for line in text.splitlines() if line.startswith(FAILED)]
+            own = [str(line).removeprefix(mark) for line in text.splitlines() if line.startswith(mark)]
             if own:
                 return own[-1]
         return None
@@ -345,7 +401,7 @@ class Kubeflow:
             again_on_conflict: whether what is there already, by somebody who was faster, is found when asked again.
         """
         pause = _FIRST_PAUSE
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, self._attempts + 1):
             try:
                 with _quiet():
                     answer = call()
@@ -358,10 +414,10 @@ class Kubeflow:
                 status = error.status or 0
                 conflict = status == 409 and again_on_conflict
                 passing = status == 503 or (status >= 500 and not once)  # 503: nobody was there to do anything
-                if attempt == _ATTEMPTS or not (conflict or passing):
+                if attempt == self._attempts or not (conflict or passing):
                     raise self._explained(error) from None
             except urllib3.exceptions.HTTPError as error:
-                if attempt == _ATTEMPTS or once:
+                if attempt == self._attempts or once:
                     reason = " ".join(str(getattr(error, "reason", error)).split())
                     raise WorkError(f"Kubeflow at {self._shown} does not answer: {redact_url(reason)}") from None
             time.sleep(pause)
@@ -394,6 +450,10 @@ class Kubeflow:
         if status == 400:
             return InputError(where, message, "")
         return WorkError(f"{where} answers {status}: {message}")
+
+
+def _tasks(run: Any) -> list[Any]:
+    return (run.run_details.task_details or []) if run.run_details is not None else []
 
 
 def _pages(ask: Callable[[str], Any], name: str) -> Iterator[Any]:
@@ -466,8 +526,6 @@ def _pause(seconds: float, stop: StopRequest) -> None:
 
 
 def _message(error: Any) -> str:
-    import json
-
     try:
         text = str(json.loads(error.body)["message"])
     except (ValueError, TypeError, KeyError):

@@ -36,6 +36,20 @@ def operator(
     service_account: Annotated[
         str | None, typer.Option("--service-account", help="Of the pods of objects that name none.")
     ] = None,
+    kubeflow_host: Annotated[
+        str | None,
+        typer.Option("--kubeflow-host", metavar="URL", help="Kubeflow Pipelines, for execution.backend: kubeflow."),
+    ] = None,
+    kubeflow_token_file: Annotated[
+        str | None, typer.Option("--kubeflow-token-file", help="File of the service account token to show there.")
+    ] = None,
+    kubeflow_ca_file: Annotated[
+        str | None, typer.Option("--kubeflow-ca-file", help="Certificates that its own is checked with.")
+    ] = None,
+    kubeflow_namespace: Annotated[
+        str | None,
+        typer.Option("--kubeflow-namespace", help="Of the runs there; by default the object's, where it has several."),
+    ] = None,
     log_format: Annotated[str, typer.Option("--log-format", help="json or text.")] = "json",
     kubeconfig: KubeconfigOption = None,
 ) -> None:
@@ -43,11 +57,17 @@ def operator(
     _require()
     if log_format not in ("json", "text"):
         raise InputError("--log-format", log_format, "json or text")
+    from limbeck.kubeflow import Access
     from limbeck_operator.controller import Settings, run
     from limbeck_operator.logs import configure
     from limbeck_operator.manifests import Defaults
 
     defaults = Defaults(**{} if image is None else {"image": image}, service_account=service_account)
+    kubeflow = None
+    if kubeflow_host is not None:
+        kubeflow = Access(
+            kubeflow_host, namespace=kubeflow_namespace, token_file=kubeflow_token_file, ca_file=kubeflow_ca_file
+        )
     configure(log_format)
     run(
         Settings(
@@ -58,6 +78,7 @@ def operator(
             workers=workers,
             port=port,
             defaults=defaults,
+            kubeflow=kubeflow,
         )
     )
 

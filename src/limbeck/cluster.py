@@ -13,6 +13,10 @@ from limbeck.version import __version__
 
 IMAGE = f"limbeck:{__version__}"  # where nothing names another
 
+_KUBEFLOW_QUANTITIES = {  # as its compiler takes them
+    "cpu": re.compile(r"([0-9]*\.)?[0-9]+m?"),
+    "memory": re.compile(r"[0-9]+([EPTGMK]i?)?"),
+}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -46,3 +50,17 @@ def check_for_cluster(spec: DistillationSpec) -> None:
         if local and not any(path.is_relative_to(volume) for volume in volumes):
             allowed = "a URL such as gs://BUCKET/FOLDER, or a folder of one of spec.execution.volumes"
             raise InputError(field, f"{redact_url(uri)} is on this machine", allowed)
+
+
+def check_for_kubeflow(spec: DistillationSpec) -> None:
+    """See that Kubeflow's compiler takes the quantities that stages ask for.
+
+    Raises:
+        InputError: it does not take one.
+    """
+    for stage, wanted in spec.execution.resources.items():
+        for name, allowed in _KUBEFLOW_QUANTITIES.items():
+            amount = getattr(wanted, name)
+            if amount is not None and not allowed.fullmatch(amount):
+                where = f"spec.execution.resources.{stage}.{name}"
+                raise InputError(where, amount, "for Kubeflow: 2 or 500m CPU cores, 8Gi of memory")

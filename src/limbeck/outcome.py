@@ -39,13 +39,17 @@ class Outcome(_Record):
     links: dict[str, str] = {}
     stages: list[StageOutcome] = []
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON; without its stages, then its links, where all of it is more than 4,096 bytes."""
+    def text(self) -> str:
+        """It as JSON; without its stages, then its links, where all of it is more than 4,096 bytes."""
         for less in (set[str](), {"stages"}, {"stages", "links"}):
             text = self.model_dump_json(by_alias=True, exclude_defaults=True, exclude=less)
             if len(text.encode()) <= LARGEST:
                 break
-        path.write_text(text)
+        return text
+
+    def write(self, path: Path) -> None:
+        """Write it to a file."""
+        path.write_text(self.text())
 
 
 def outcome_of(summary: Summary, source_fingerprint: str) -> Outcome:

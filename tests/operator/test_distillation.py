@@ -11,7 +11,8 @@ import pytest
 
 from limbeck_operator import api
 from limbeck_operator.conditions import timestamp
-from limbeck_operator.distillation import Observed, reconcile
+from limbeck_operator.distillation import reconcile
+from limbeck_operator.observed import Observed
 from limbeck_operator.plan import Delete, Plan, Suspend
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -239,7 +240,10 @@ def test_a_job_that_somebody_deleted_is_made_again():
         ({"output": {"uri": "results"}}, "spec.output.uri: results is on this machine"),
         ({"source": {"uri": "s3://user:password@host/x"}}, "has credentials"),
         ({"distill": {"size": 3, "fraction": 0.5}}, "either size or fraction"),
-        ({"execution": {"backend": "kubeflow"}}, "job: this operator submits nothing to Kubeflow yet"),
+        (
+            {"execution": {"backend": "kubeflow", "resources": {"teacher": {"memory": "8e"}}}},
+            "spec.execution.resources.teacher.memory",
+        ),
     ],
 )
 def test_what_cannot_run_says_why_and_recovers(change, words):

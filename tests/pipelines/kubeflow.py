@@ -68,6 +68,7 @@ class Kubeflow:
         self.logs: dict[str, str] = {}  # by pod
         self.login_page = False  # what a proxy answers to whoever it does not know
         self.slow = 0.0  # seconds before an answer
+        self.multi_user = False
         self._count = 0
         kubeflow = self
 
@@ -139,7 +140,9 @@ class Kubeflow:
             ("GET", r"/pipelines", lambda q, b: self._list(self.pipelines, "pipelines", q)),
             ("GET", r"/pipelines/([^/]+)/versions", self._versions),
             ("POST", r"/runs", lambda q, b: self._make("run", self.runs, "V2beta1Run", b)),
-            ("GET", r"/runs/([^/]+)", self._run),
+            ("GET", r"/runs", lambda q, b: self._list(self.runs, "runs", q)),
+            ("GET", r"/runs/([^/:]+)", self._run),
+            ("POST", r"/runs/([^/:]+):terminate", self._terminate),
             ("GET", r"/recurringruns", lambda q, b: self._list(self.recurring, "recurringRuns", q)),
             ("POST", r"/recurringruns", self._make_recurring),
             ("POST", r"/recurringruns/([^/]+):(enable|disable)", self._switch),
@@ -151,7 +154,7 @@ class Kubeflow:
         raise Refused(404, f"no {request.command} {path}")
 
     def _health(self, query: Any, body: bytes) -> dict[str, Any]:
-        return {"multi_user": False}
+        return {"multi_user": self.multi_user}
 
     def _id(self) -> str:
         self._count += 1
@@ -163,6 +166,8 @@ class Kubeflow:
         if kind == "run":
             self._check_reference(document)
         entry = {**document, f"{kind}_id": self._id(), "created_at": datetime.now(UTC).isoformat()}
+        if kind == "run":  # it is in the namespace of its experiment
+            entry["namespace"] = self.experiments[document["experiment_id"]].get("namespace", "")
         place[entry[f"{kind}_id"]] = entry
         return entry
 
@@ -230,6 +235,14 @@ class Kubeflow:
         entry = {"pipeline_version_id": self._id(), "pipeline_id": pipeline, "display_name": name, "name": name}
         self.versions[entry["pipeline_version_id"]] = entry
         return entry
+
+    def _terminate(self, query: Any, body: bytes, run: str) -> dict[str, Any]:
+        if run not in self.runs:
+            raise Refused(404, "no such run")
+        if self.runs[run].get("state") in ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"):
+            raise Refused(400, "a run that has ended cannot be terminated")
+        self.runs[run]["state"] = "CANCELING"
+        return {}
 
     def _run(self, query: Any, body: bytes, run: str) -> dict[str, Any]:
         if run not in self.runs:
