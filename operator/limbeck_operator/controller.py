@@ -51,6 +51,8 @@ class Settings:
         port: of health and metrics; 0 takes a free one.
         defaults: of objects that do not say it themselves.
         kubeflow: the Kubeflow Pipelines that objects may run on.
+        kubeflow_seconds: between two looks at one run there, at least.
+        progress_seconds: between two looks at how far one pod is, at least.
     """
 
     namespace: str | None = None
@@ -62,6 +64,8 @@ class Settings:
     port: int = 8080
     defaults: Defaults = field(default_factory=Defaults)
     kubeflow: Access | None = None
+    kubeflow_seconds: float = 15.0
+    progress_seconds: float = 10.0
 
 
 class Operator:
@@ -80,11 +84,14 @@ class Operator:
             self.identity,
             Terms(settings.lease_seconds, settings.lease_seconds * 2 / 3, settings.lease_seconds * 2 / 15),
         )
-        self._pods, self._standings = Pods(), Answers[Key, Standing | None](self._news, lambda _: None)
+        self._pods = Pods()
+        self._standings: Answers[Key, Standing | None] = Answers(
+            self._news, lambda _: None, least=settings.progress_seconds
+        )
         pipelines = None
         if settings.kubeflow is not None:
             pipelines = Pipelines(settings.kubeflow, lambda: self._elector.leads, settings.defaults.image)
-        self._runs = Runs(pipelines, self._news)
+        self._runs = Runs(pipelines, self._news, settings.kubeflow_seconds)
         self._executor = Executor(self._kube, self._cache, lambda: self._elector.leads, self.identity, self._runs)
         self._informer = Informer(
             self._kube,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _EXPERIMENT = "limbeck"
-_PACE, _LEAST = 3.0, 15.0  # answers a second that Kubeflow is asked for at most, and how long each is good for
+_PACE = 3.0  # answers a second that Kubeflow is asked for at most
 _UNKNOWN = Looked(trouble="this operator knows no Kubeflow: start it with --kubeflow-host")
 
 
@@ -112,11 +112,12 @@ class Runs:
     Args:
         pipelines: where they are; None where the operator knows no Kubeflow.
         arrived: told of an object about whose runs there is news.
+        least: seconds that an answer is good for, at least.
     """
 
-    def __init__(self, pipelines: Pipelines | None, arrived: Callable[[Key], None]) -> None:
+    def __init__(self, pipelines: Pipelines | None, arrived: Callable[[Key], None], least: float) -> None:
         self._pipelines = pipelines
-        self._answers: Answers[Key, Looked] = Answers(arrived, _trouble, at_once=1, pace=_PACE, least=_LEAST)
+        self._answers: Answers[Key, Looked] = Answers(arrived, _trouble, at_once=1, pace=_PACE, least=least)
 
     @property
     def seconds(self) -> float:

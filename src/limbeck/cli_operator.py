@@ -50,6 +50,18 @@ def operator(
         str | None,
         typer.Option("--kubeflow-namespace", help="Of the runs there; by default the object's, where it has several."),
     ] = None,
+    kubeflow_seconds: Annotated[
+        float, typer.Option("--kubeflow-seconds", min=1.0, max=3600.0, help="How often it is asked about one run.")
+    ] = 15.0,
+    progress_seconds: Annotated[
+        float,
+        typer.Option(
+            "--progress-seconds",
+            min=1.0,
+            max=3600.0,
+            help="How often the pod of a Job is asked how far it is; less often where very many run.",
+        ),
+    ] = 10.0,
     log_format: Annotated[str, typer.Option("--log-format", help="json or text.")] = "json",
     kubeconfig: KubeconfigOption = None,
 ) -> None:
@@ -79,6 +91,8 @@ def operator(
             port=port,
             defaults=defaults,
             kubeflow=kubeflow,
+            kubeflow_seconds=kubeflow_seconds,
+            progress_seconds=progress_seconds,
         )
     )
 

@@ -30,6 +30,7 @@ def play(
     exit_code: int = 0,
     message: str = "",
     waiting: str | None = None,
+    address: str = "127.0.0.1",
 ) -> None:
     """Have a pod's status be so.
 
@@ -41,6 +42,7 @@ def play(
         exit_code: of its container, once it has ended.
         message: that the container has left in its termination log.
         waiting: why its container does not start.
+        address: of the pod.
     """
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     state: dict[str, Any]
@@ -63,8 +65,8 @@ def play(
     }
     status = {
         "phase": phase,
-        "podIP": "127.0.0.1",
-        "podIPs": [{"ip": "127.0.0.1"}],
+        "podIP": address,
+        "podIPs": [{"ip": address}],
         "conditions": [{"type": "Ready", "status": str(ready), "lastTransitionTime": now}],
         "containerStatuses": [container],
     }

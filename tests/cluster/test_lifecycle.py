@@ -21,7 +21,8 @@ def test_a_distillation_runs_and_says_what_came_of_it(objects, start):
     assert job.spec.backoff_limit == 2
     assert job.metadata.owner_references[0].uid == objects.get("one")["metadata"]["uid"]
     arguments = job.spec.template.spec.containers[0].args
-    assert arguments == ["run", "/etc/limbeck/one.yaml", "--outcome", "/dev/termination-log"]
+    status = ["--status", "$(LIMBECK_POD_IP):8081"]
+    assert arguments == ["run", "/etc/limbeck/one.yaml", *status, "--outcome", "/dev/termination-log"]
     spec = json.loads(job.spec.template.metadata.annotations["limbeck.dev/spec"])
     assert spec["spec"]["output"] == {"uri": "gs://b/out"}
     assert until(lambda: objects.condition("one", "Progressing"), "a condition")[0] == "True"

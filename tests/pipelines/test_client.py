@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from limbeck.errors import InputError
+from limbeck.kubeflow import Access
+from limbeck.specfile import read_spec
 from limbeck_pipelines import client as client_module
 from limbeck_pipelines.client import six_fields
 from tests.pipelines.kubeflow import Kubeflow, Refused, checked, state, task
@@ -360,3 +362,59 @@ main()
         assert done.returncode == exit_code, done.stderr
         assert phrase in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def client(kubeflow: Kubeflow) -> client_module.Kubeflow:
+    return client_module.Kubeflow(Access(kubeflow.host), attempts=1)
+
+
+def submitted(client: client_module.Kubeflow, photos: Path, name: str) -> str:
+    return client.submit(read_spec(photos).distillation, experiment="limbeck", run_name=name)
+
+
+def test_a_run_is_found_by_its_name_with_what_its_tasks_do(client, kubeflow, photos):
+    assert client.named("one") is None
+    first = submitted(client, photos, "one")
+    submitted(client, photos, "other")
+    kubeflow.runs[first] |= state("RUNNING", task("ingest", "SUCCEEDED"), task("teacher", "RUNNING"))
+    found = client.named("one")
+    assert (found.id, found.name, found.state, found.is_done) == (first, "one", "RUNNING", False)
+    assert found.link == client.link(first)
+    assert [(entry.name, entry.state) for entry in found.tasks] == [("ingest", "SUCCEEDED"), ("teacher", "RUNNING")]
+
+
+def test_of_two_runs_of_one_name_the_first_is_meant_and_the_other_ended(client, kubeflow, photos):
+    first, second = submitted(client, photos, "one"), submitted(client, photos, "one")
+    assert client.named("one").id == first
+    assert kubeflow.runs[second]["state"] == "CANCELING"
+    assert "state" not in kubeflow.runs[first]
+
+
+def test_what_came_of_a_run_is_in_the_log_of_its_last_task(client, kubeflow, photos):
+    run = submitted(client, photos, "one")
+    kubeflow.runs[run] |= state("SUCCEEDED", task("register", "SUCCEEDED", "pod-1"), task("outcome", "SUCCEEDED", "p2"))
+    assert client.named("one").said == ""  # no log is there
+    kubeflow.logs["pod-1"] = 'registering\nlimbeck outcome: {"digest": "d"}\n'
+    assert client.named("one").said == '{"digest": "d"}'
+
+
+def test_a_run_is_terminated(client, kubeflow, photos):
+    run = submitted(client, photos, "one")
+    client.terminate(run)
+    assert client.named("one").state == "CANCELING"
+
+
+def test_nothing_is_submitted_that_is_prevented_at_the_last_moment(client, kubeflow, photos):
+    def prevented() -> None:
+        raise PermissionError
+
+    with pytest.raises(PermissionError):
+        client.submit(read_spec(photos).distillation, experiment="limbeck", run_name="one", before=prevented)
+    assert kubeflow.runs == {}
+
+
+def test_an_installation_tells_whether_it_serves_several(client, kubeflow):
+    assert not client.serves_several
+    kubeflow.multi_user = True
+    assert client.serves_several
