@@ -20,10 +20,11 @@ from limbeck_operator.conditions import holds
 from limbeck_operator.distillation import is_finished, reconcile
 from limbeck_operator.executor import Executor, NotLeadingError
 from limbeck_operator.informer import Informer
+from limbeck_operator.inherit import Defaults
 from limbeck_operator.kube import Document, Kube, Refused, connect
 from limbeck_operator.leader import KubernetesLease, LeaderElector, Terms
 from limbeck_operator.logs import about
-from limbeck_operator.manifests import Defaults, cluster_name
+from limbeck_operator.manifests import cluster_name
 from limbeck_operator.metrics import Metrics, condition_of
 from limbeck_operator.observed import Observed
 from limbeck_operator.pipelines import Pipelines, Runs

@@ -17,6 +17,7 @@ from limbeck_operator.by_job import ByJob, drop_cluster
 from limbeck_operator.by_kubeflow import ByKubeflow, let_go
 from limbeck_operator.conditions import holds, instant
 from limbeck_operator.drafting import COMPLETE, FAILED, Backend, Draft
+from limbeck_operator.inherit import Defaults, inherit
 from limbeck_operator.observed import Observed
 from limbeck_operator.plan import Delete, Plan
 
@@ -42,13 +43,15 @@ def model_of(document: Mapping[str, Any], model: type[M]) -> M:
         raise InputError(".".join(str(part) for part in first["loc"]), first["msg"]) from None
 
 
-def read(document: Mapping[str, Any]) -> Distillation:
-    """The Distillation that an object of the API server is.
+def read(document: Mapping[str, Any], defaults: Defaults) -> Distillation:
+    """The Distillation that an object of the API server is, with what it inherits.
 
     Raises:
         InputError: it is none that this operator can run.
     """
-    distillation = model_of(document, Distillation)
+    metadata = document["metadata"]
+    spec = inherit(document.get("spec") or {}, defaults, metadata["namespace"], metadata["name"])
+    distillation = model_of({**document, "spec": spec}, Distillation)
     check_for_cluster(distillation.spec)
     if distillation.spec.execution.backend == "kubeflow":
         check_for_kubeflow(distillation.spec)
@@ -66,7 +69,7 @@ def reconcile(observed: Observed, now: datetime) -> Plan:
     if draft.is_deleted():  # its children go with it
         return let_go(draft, observed.kubeflow, draft.metadata["deletionTimestamp"], observed.every) or Plan()
     try:
-        distillation = read(observed.object)
+        distillation = read(observed.object, observed.defaults)
     except InputError as error:
         return Plan() if is_finished(draft.status) else draft.waiting("InvalidSpec", str(error), None)
     execution = distillation.spec.execution

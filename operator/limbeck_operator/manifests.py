@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from limbeck.cluster import IMAGE
 from limbeck.fanout.kuberay import (
     CONTAINER_SECURITY,
     LONGEST_NAME,
@@ -21,6 +19,7 @@ from limbeck.fanout.kuberay import (
 from limbeck.spec import Distillation, Execution, Resources, StageName
 from limbeck.store import json_digest
 from limbeck_operator import api
+from limbeck_operator.inherit import Defaults
 
 CONTAINER = "limbeck"
 OUTCOME = "/dev/termination-log"  # where Kubernetes looks for what a container says when it ends
@@ -32,14 +31,6 @@ _WRONG_INPUT = 2  # exit code of a run that no retry can help
 _GRACE_SECONDS = 120  # for saving what is being trained
 _UNITS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "n": 1e-9, "u": 1e-6}
 _UNITS |= {f"{unit}i": 2.0 ** (10 * (power + 1)) for power, unit in enumerate("KMGTPE")}
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What objects are given that do not say it themselves."""
-
-    image: str = IMAGE
-    service_account: str | None = None
 
 
 def owner_reference(owner: Mapping[str, Any]) -> dict[str, Any]:

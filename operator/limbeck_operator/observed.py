@@ -9,7 +9,7 @@ from typing import Any
 
 from limbeck.kubeflow import Run
 from limbeck.standing import Standing
-from limbeck_operator.manifests import Defaults
+from limbeck_operator.inherit import Defaults
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from limbeck_operator import api
 from limbeck_operator.conditions import Said, conditions, holds, instant, reason_of, timestamp
 from limbeck_operator.distillation import is_finished, model_of
 from limbeck_operator.drafting import COMPLETE, FAILED
-from limbeck_operator.manifests import CONTAINER, Defaults, check_job, is_owned, owner_reference
+from limbeck_operator.inherit import Defaults
+from limbeck_operator.manifests import CONTAINER, check_job, is_owned, owner_reference
 from limbeck_operator.plan import Delete, Event, Plan
 from limbeck_operator.times import Schedule, parse
 

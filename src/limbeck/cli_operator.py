@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,6 +36,14 @@ def operator(
     image: Annotated[str | None, typer.Option("--image", help="Of objects that name none.")] = None,
     service_account: Annotated[
         str | None, typer.Option("--service-account", help="Of the pods of objects that name none.")
+    ] = None,
+    defaults: Annotated[
+        Path | None,
+        typer.Option(
+            "--defaults",
+            help="YAML file with sections output, tracking and execution, for objects that do not say it themselves; "
+            "output.uri may name {namespace} and {name}.",
+        ),
     ] = None,
     kubeflow_host: Annotated[
         str | None,
@@ -70,11 +79,13 @@ def operator(
     if log_format not in ("json", "text"):
         raise InputError("--log-format", log_format, "json or text")
     from limbeck.kubeflow import Access
+    from limbeck.specfile import read_shared
     from limbeck_operator.controller import Settings, run
+    from limbeck_operator.inherit import Defaults
     from limbeck_operator.logs import configure
-    from limbeck_operator.manifests import Defaults
 
-    defaults = Defaults(**{} if image is None else {"image": image}, service_account=service_account)
+    given = {} if image is None else {"image": image}
+    shared = {} if defaults is None else read_shared(defaults)
     kubeflow = None
     if kubeflow_host is not None:
         kubeflow = Access(
@@ -89,7 +100,7 @@ def operator(
             kubeconfig=kubeconfig,
             workers=workers,
             port=port,
-            defaults=defaults,
+            defaults=Defaults(**given, service_account=service_account, shared=shared),
             kubeflow=kubeflow,
             kubeflow_seconds=kubeflow_seconds,
             progress_seconds=progress_seconds,

@@ -715,6 +715,14 @@ class DistillationSpec(Section):
         return self.trajectories.epochs or self.distill.reachable_epochs
 
 
+class SharedSettings(Section):
+    """What all specs of a cluster are given that do not say it themselves."""
+
+    output: Output = Field(default_factory=Output, description="Where results go.")
+    tracking: Tracking = Field(default_factory=Tracking, description="MLflow tracking.")
+    execution: Execution = Field(default_factory=Execution, description="How a cluster runs it.")
+
+
 class Metadata(BaseModel):
     """Kubernetes object metadata; only the name matters here."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from limbeck.errors import InputError
-from limbeck.spec import Distillation, ScheduledDistillation
+from limbeck.spec import Distillation, ScheduledDistillation, SharedSettings
 
 Location = tuple[str | int, ...]
 
@@ -92,15 +92,35 @@ def read_any(path: str | Path, overrides: Sequence[str] = ()) -> SpecFile | Sche
     document, lines = _read_yaml(name)
     for override in overrides:
         _override(document, lines, override)
-    model = ScheduledDistillation if document.get("kind") == "ScheduledDistillation" else Distillation
+    if document.get("kind") == "ScheduledDistillation":
+        return ScheduleFile(name, lines, _validated(name, document, lines, ScheduledDistillation))
+    return SpecFile(name, lines, _validated(name, document, lines, Distillation))
+
+
+def read_shared(path: str | Path) -> dict[str, Any]:
+    """Read and check a file of settings that specs of a cluster inherit: sections output, tracking and execution.
+
+    Returns:
+        The file as it stands, so that what it says can be told from what it leaves out.
+
+    Raises:
+        SpecError: with all that is wrong, in the order of the file.
+    """
+    name = str(path)
+    document, lines = _read_yaml(name, empty="an empty one is {}")
+    _validated(name, document, lines, SharedSettings)
+    return document
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _validated(name: str, document: Mapping[str, Any], lines: Mapping[Location, int], model: type[M]) -> M:
     try:
-        read = model.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
         explain = _Explainer(name, lines, model)
         raise SpecError([text for _, text in sorted(explain(dict(problem)) for problem in error.errors())]) from None
-    if isinstance(read, ScheduledDistillation):
-        return ScheduleFile(name, lines, read)
-    return SpecFile(name, lines, read)
 
 
 class _Loader(yaml.SafeLoader):
@@ -114,7 +134,9 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(name: str) -> tuple[dict[str, Any], dict[Location, int]]:
+def _read_yaml(
+    name: str, empty: str = "a mapping with apiVersion, kind, metadata and spec is needed"
+) -> tuple[dict[str, Any], dict[Location, int]]:
     """The document, and the line (from 1) on which each of its fields stands."""
     path = Path(name)
     try:
@@ -141,7 +163,7 @@ def _read_yaml(name: str) -> tuple[dict[str, Any], dict[Location, int]]:
         raise SpecError([f"{name}: not YAML: {' '.join(str(error).split())[:200]}"]) from None
     if not isinstance(document, dict):
         found = "empty" if document is None else f"a {_kind(document)}"
-        raise SpecError([f"{name}:1: {found}; a mapping with apiVersion, kind, metadata and spec is needed"])
+        raise SpecError([f"{name}:1: {found}; {empty}"])
     return document, lines
 
 

@@ -1,0 +1,56 @@
+"""What objects are given that do not say it themselves: the operator's own settings for all of them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from limbeck.cluster import IMAGE
+from limbeck.spec import DistillationSpec, Source
+
+_SPEC = DistillationSpec(source=Source(uri="-")).wire()
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What objects are given that do not say it themselves.
+
+    Attributes:
+        image: of pods.
+        service_account: of pods.
+        shared: sections of a spec, as `limbeck.spec.SharedSettings` has them, on the wire; these come first.
+    """
+
+    image: str = IMAGE
+    service_account: str | None = None
+    shared: Mapping[str, Any] = field(default_factory=dict)
+
+
+def inherit(spec: Mapping[str, Any], defaults: Defaults, namespace: str, name: str) -> dict[str, Any]:
+    """A spec, on the wire, with what it does not say itself taken from `defaults`.
+
+    What a spec says as limbeck's own default counts as not said: the API server fills that in.
+
+    Args:
+        spec: of a Distillation.
+        defaults: of the operator.
+        namespace: of the Distillation; an output's URI may name it, as {namespace}.
+        name: of the Distillation, likewise as {name}.
+    """
+    shared = dict(defaults.shared)
+    if shared.get("output", {}).get("uri") is not None:
+        uri = shared["output"]["uri"].replace("{namespace}", namespace).replace("{name}", name)
+        shared["output"] = {**shared["output"], "uri": uri}
+    return _merged(spec, shared, _SPEC)
+
+
+def _merged(own: Mapping[str, Any], shared: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(own)
+    for name, value in shared.items():
+        found, default = own.get(name), usual.get(name)
+        if isinstance(value, Mapping) and (found is None or isinstance(found, Mapping)):
+            merged[name] = _merged(found or {}, value, default if isinstance(default, Mapping) else {})
+        elif found is None or found == default:
+            merged[name] = value
+    return merged
