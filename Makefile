@@ -5,7 +5,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test bench lint generate clean
+# of `make image`: what it is called, what it is made from, cuda or cpu (then with TORCH_INDEX), and what makes it
+IMAGE ?= limbeck:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/limbeck/version.py)
+BASE ?= python:3.11-slim-bookworm
+VARIANT ?= cuda
+TORCH_INDEX ?=
+BUILDER ?= docker
+
+.PHONY: demo test bench lint generate image clean
 
 demo: $(INSTALLED)
 	$(BIN)/limbeck demo
@@ -25,6 +32,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 generate: $(INSTALLED)
 	$(BIN)/python -m limbeck.reference docs
@@ -32,6 +40,10 @@ generate: $(INSTALLED)
 	$(BIN)/python -m limbeck_operator.generate .
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+image:
+	$(BUILDER) build --build-arg BASE=$(BASE) --build-arg VARIANT=$(VARIANT) --build-arg TORCH_INDEX=$(TORCH_INDEX) \
+		--tag $(IMAGE) .
 
 clean:
 	rm -rf .venv demo-output
