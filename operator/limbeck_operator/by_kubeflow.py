@@ -43,7 +43,11 @@ def names_of(document: Mapping[str, Any]) -> tuple[str, ...]:
     names = [] if known["state"] in DONE else [known["name"]]
     if status.get("startTime") is not None:
         name = run_name(document["metadata"], status["startTime"])
-        names += [] if name == known["name"] else [name]
+        is_over = (
+            known["state"] in DONE and known["state"] != CANCELED
+        )  # suspended and resumed, it may be submitted yet
+        if name not in names and not (name == known["name"] and is_over):
+            names.append(name)
     return tuple(names)
 
 

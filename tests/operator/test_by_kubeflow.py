@@ -117,7 +117,7 @@ def test_it_ends_as_its_run_does(state, words, condition, reason, message):
     assert plan.status["kubeflow"] == reference(state)
     assert ("result" in plan.status) == (words == OUTCOME.text())
     finished = distillation() | {"status": plan.status}
-    assert reconcile(Observed(finished), NOW) == Plan(finalizer=False)
+    assert seen(finished, run(state)) == Plan(finalizer=False)
 
 
 def test_suspended_it_is_terminated_and_another_run_goes_on_when_that_has_ended():
@@ -147,6 +147,13 @@ def test_a_run_that_was_submitted_unseen_is_not_lost_by_suspending():
     not_there = seen(suspended)
     assert not_there.status["kubeflow"]["state"] == "CANCELED"
     assert not_there.again is None
+
+
+def test_resumed_within_the_second_it_is_submitted_all_the_same():
+    suspended = seen(distillation({"suspend": True}, kubeflow={"name": NAME, "state": "PENDING"}))
+    resumed = distillation(startTime=AGO, kubeflow=suspended.status["kubeflow"])
+    assert names_of(resumed) == (NAME,)
+    assert seen(resumed).submit.name == NAME
 
 
 def test_what_is_suspended_from_the_start_asks_nobody():
