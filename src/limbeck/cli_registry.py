@@ -157,25 +157,10 @@ def ui(
 @contextmanager
 def _registry(uri: str | None) -> Iterator[Registry]:
     """The registry; what MLflow says inside the block is said in a line."""
-    import logging
+    from limbeck.tracking.registered import opened
 
-    from limbeck.tracking.place import require, tracking_uri, without_credentials
-
-    require()
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from limbeck.redact import redact_url
-    from limbeck.tracking.registry import Registry
-
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    where, variables = without_credentials(tracking_uri(uri))
-    os.environ.update(variables)
-    try:
-        yield Registry(where)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        message = redact_url(" ".join(str(error).split()))
-        raise WorkError(f"MLflow at {redact_url(where)}: {message[:300]}") from None
+    with opened(uri) as found:
+        yield found
 
 
 def _record(version: Version) -> dict[str, Any]:

@@ -66,6 +66,11 @@ class Version:
     model_id: str
     run_id: str
 
+    @property
+    def checksum(self) -> str | None:
+        """Of `checksums.json`, which `Registry.pull` verifies; None where limbeck has not registered it."""
+        return self.tags.get(CONTENT)
+
 
 class Registry:
     """The distilled sets of one MLflow."""
@@ -330,7 +335,7 @@ class Registry:
             os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
             with _global_uri(self._uri):
                 local = Path(download_artifacts(f"{_URI}{version.model_id}", dst_path=temporary))
-            _verify(local, what, version.tags.get(CONTENT))
+            _verify(local, what, version.checksum)
             local.chmod(0o755)
             if folder.exists():
                 folder.rmdir()
