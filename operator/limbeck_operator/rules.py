@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from limbeck.spec import PINNED, REGISTERED
+
 
 class Rule(NamedTuple):
     """A CEL expression about a section, and what to say where it does not hold."""
@@ -53,7 +55,14 @@ RULES: dict[str, list[Rule]] = {
             "checkpoint is given exactly when algorithm is pretrained",
         )
     ],
-    "Distill": [Rule("!has(self.size) || !has(self.fraction)", "fraction: either size or fraction, not both")],
+    "Distill": [
+        Rule("!has(self.size) || !has(self.fraction)", "fraction: either size or fraction, not both"),
+        Rule(
+            f"!has(self.warmStart) || !self.warmStart.startsWith('{REGISTERED}') || "
+            f"self.warmStart.matches('^{PINNED}$')",
+            "warmStart: models:/NAME/VERSION, with the number of a version",
+        ),
+    ],
     "Toleration": [
         Rule("self.operator != 'Exists' || !has(self.value)", "value: no value with operator Exists"),
         Rule("self.operator != 'Equal' || has(self.key)", "key: a key, or operator Exists"),

@@ -37,7 +37,7 @@ def check_for_cluster(spec: DistillationSpec) -> None:
         places["spec.teacher.checkpoint"] = spec.teacher.checkpoint
     if spec.distill.warm_start is not None:
         places["spec.distill.warmStart"] = spec.distill.warm_start
-    if spec.tracking.enabled and spec.tracking.uri is not None:
+    if spec.tracking.uri is not None and (spec.tracking.enabled or spec.distill.registered_start is not None):
         file = database(spec.tracking.uri)
         places["spec.tracking.uri"] = spec.tracking.uri if file is None else str(file)
     for field, uri in places.items():

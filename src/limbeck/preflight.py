@@ -19,6 +19,8 @@ from limbeck.spec import DistillationSpec, OnBadImage, SourceFormat, StageName
 from limbeck.ssl.teachers import TIMM
 from limbeck.store import json_digest
 from limbeck.tracking.comparison import ACCURACY, GAP
+from limbeck.warmstart import FIELD as WARM_START
+from limbeck.warmstart import RegisteredStart, registered_start
 
 
 @dataclass(frozen=True)
@@ -90,25 +92,37 @@ def source_digest(fingerprints: Mapping[str, str]) -> str:
     return json_digest(dict(fingerprints))
 
 
-def check_against_data(spec: DistillationSpec, sources: Mapping[str, NamedSource]) -> None:
-    """Check, from listings alone, the rules that only the data can answer; `sources` are those of `open_sources`.
+def check_against_data(
+    spec: DistillationSpec, sources: Mapping[str, NamedSource], start: RegisteredStart | None = None
+) -> None:
+    """Check, from listings alone, the rules that only the data can answer.
+
+    Args:
+        spec: to check.
+        sources: those of `open_sources`.
+        start: that of `registered_start`, where whoever asks has it already.
 
     Raises:
         InputError: as `check_facts`; or what the spec names outside its sources (a teacher to import, a set to start
             from, a package) is not there or does not fit.
+        WorkError: MLflow does not give the set to start from.
     """
-    check_facts(spec, {name: _listed(entry) for name, entry in sources.items()})
+    start = start or registered_start(spec)
+    check_facts(spec, {name: _listed(entry) for name, entry in sources.items()}, start)
     _check_metric(spec)
     for stage in ("teacher", "distill"):
-        outside_digests(stage, spec)
+        outside_digests(stage, spec, start)
     _check_packages(spec)
 
 
-def check_datasets(spec: DistillationSpec, datasets: Mapping[str, ImageDataset]) -> None:
+def check_datasets(
+    spec: DistillationSpec, datasets: Mapping[str, ImageDataset], start: RegisteredStart | None = None
+) -> None:
     """The same rules for what was read: bad images may have been skipped.
 
     Raises:
         InputError: as `check_facts`.
+        WorkError: likewise.
     """
     check_facts(
         spec,
@@ -118,16 +132,18 @@ def check_datasets(spec: DistillationSpec, datasets: Mapping[str, ImageDataset])
             )
             for name, dataset in datasets.items()
         },
+        start or registered_start(spec),
     )
 
 
-def check_facts(spec: DistillationSpec, facts: Mapping[str, Facts]) -> None:
-    """The rules themselves.
+def check_facts(spec: DistillationSpec, facts: Mapping[str, Facts], start: RegisteredStart | None) -> None:
+    """The rules themselves; `start` is that of `registered_start`.
 
     Raises:
         InputError: a size larger than the source, labels that are missing or do not agree, label fractions that give
             fewer labels than classes, batches of one image where batch norm needs two, or a set to start from that
             has another size.
+        WorkError: MLflow does not give the set to start from.
     """
     images = facts["dataset"].images
     if images < 2:
@@ -136,7 +152,7 @@ def check_facts(spec: DistillationSpec, facts: Mapping[str, Facts]) -> None:
     if size > images:
         raise InputError("spec.distill.size", str(size), f"at most the source's {images} images")
     if spec.distill.warm_start is not None:
-        _check_warm_start(spec, spec.distill.warm_start, size)
+        _check_warm_start(spec, spec.distill.warm_start, size, start)
     student_norm = spec.student.norm == "batch"
     if student_norm and size < 2:
         raise InputError("spec.distill.size", f"{size} image", "at least 2, for a student with batch norm")
@@ -187,24 +203,32 @@ def _check_metric(spec: DistillationSpec) -> None:
         raise InputError("spec.registry.metric", f"{metric} is not evaluated", allowed)
 
 
-def _check_warm_start(spec: DistillationSpec, uri: str, size: int) -> None:
-    where, side = "spec.distill.warmStart", spec.source.image_size
-    try:
-        earlier = DistilledSet.load(uri)
-    except InputError as error:
-        raise InputError(where, f"{error.where}: {error.found}", error.allowed) from None
-    if earlier.images.shape != (size, 3, side, side):
-        found, pixels = len(earlier), earlier.images.shape[-1]
+def _check_warm_start(spec: DistillationSpec, uri: str, size: int, start: RegisteredStart | None) -> None:
+    side = spec.source.image_size
+    if start is not None:
+        shape = start.shape
+    else:
+        try:
+            shape = tuple(DistilledSet.load(uri).images.shape)
+        except InputError as error:
+            raise InputError(WARM_START, f"{error.where}: {error.found}", error.allowed) from None
+    if shape != (size, 3, side, side):
+        found, pixels = shape[0], shape[-1]
         allowed = f"{size} of {side}x{side}, as this spec distils"
-        raise InputError(where, f"{uri} has {found} images of {pixels}x{pixels} pixels", allowed)
+        raise InputError(WARM_START, f"{uri} has {found} images of {pixels}x{pixels} pixels", allowed)
 
 
-def outside_digests(stage: StageName, spec: DistillationSpec) -> dict[str, str]:
-    """Digests of what a stage reads from outside the store: an imported teacher, a set to start from.
+def outside_digests(stage: StageName, spec: DistillationSpec, start: RegisteredStart | None = None) -> dict[str, str]:
+    """Digests of the content of what a stage reads from outside: an imported teacher, a set to start from.
 
     Raises:
         InputError: it is not there.
+        WorkError: MLflow does not say what the set to start from is.
     """
+    if stage == "distill":
+        start = start or registered_start(spec)
+        if start is not None:
+            return {"warmStart": start.digest}
     outside = {"teacher": ("checkpoint", spec.teacher.checkpoint), "distill": ("warmStart", spec.distill.warm_start)}
     name, uri = outside.get(stage, ("", None))
     if uri is None or uri.startswith(TIMM):  # a timm model is named by the spec itself

@@ -34,6 +34,7 @@ from limbeck.store import Identity, Result
 from limbeck.summary import DistilledSummary, Registered, SourceSummary, StageSummary, Summary
 from limbeck.tracking.recorder import UNRECORDED, Recorder
 from limbeck.version import __version__
+from limbeck.warmstart import registered_start
 
 
 class Run:
@@ -58,6 +59,7 @@ class Run:
         self._name = distillation.metadata.name
         self._spec: DistillationSpec = distillation.spec
         self._shop = shop
+        self._start = registered_start(distillation.spec, shop)
         self._given = fingerprints
         self._fingerprints: Mapping[str, str] = fingerprints or {}
         self._sources: dict[str, NamedSource] = {}
@@ -85,15 +87,17 @@ class Run:
 
         Raises:
             InputError: the spec does not fit the data.
-            WorkError: they are not what they were when the run began.
+            WorkError: they are not what they were when the run began, or MLflow does not give the set to start from.
         """
         self._sources = open_sources(self._spec)
-        check_against_data(self._spec, self._sources)
+        check_against_data(self._spec, self._sources, self._start)
         found = fingerprints_of(self._sources)
         if self._given is not None and found != self._given:
             changed = next(name for name in found if found[name] != self._given.get(name))
             settings = self._sources[changed].settings
             raise WorkError(f"{settings.field}.uri: {settings.uri} has changed since this run began; start a new run")
+        if self._start is not None:  # it fits, so it is kept: the run's other processes do not download it again
+            self._start.result()
         self._fingerprints = found
         return found
 
@@ -194,7 +198,7 @@ class Run:
             work = self._reading(name, settings)
             self._make(name, f"ingest {settings.label}", identity, work, {}, only_find)
         datasets = {name: ImageDataset.open(result.path) for name, result in self.results.items()}
-        check_datasets(self._spec, datasets)
+        check_datasets(self._spec, datasets, self._start)
 
     def _reading(self, name: str, settings: SourceSettings) -> Callable[[StageTask], None]:
         return lambda task: ingest(task, self._sources[name].source, settings.limit, settings.on_bad_image)
@@ -205,7 +209,9 @@ class Run:
             inputs |= {name: result for name, result in self.results.items() if ":" in name}
         images = len(ImageDataset.open(self.results["dataset"].path))
         digests = {name: result.digest for name, result in inputs.items()}
-        digests |= outside_digests(stage.name, self._spec)
+        digests |= outside_digests(stage.name, self._spec, self._start)
+        if stage.name == "distill" and self._start is not None and not only_find:
+            inputs["warmStart"] = self._start.result()  # in the key it stands as what MLflow calls it
         identity = Identity(stage.name, stage.version, stage.settings(self._spec, images), digests)
         self._make(stage.name, stage.name, identity, stage.run, inputs, only_find)
 

@@ -8,6 +8,7 @@ the JSON schema and the reference page from it.
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -25,6 +26,9 @@ Rate = Annotated[float, Field(gt=0.0, le=100.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 WeightDecay = Annotated[float, Field(ge=0.0, le=1.0)]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([numkKMGTPE]|[KMGTPE]i)?$")]
+
+REGISTERED = "models:/"  # what the URI of a registered set begins with
+PINNED = r"models:/[^/@]+/[1-9][0-9]{0,8}"  # one version of one
 
 SourceFormat = Literal["auto", "images", "zip", "tar", "npz", "npy", "parquet", "cifar", "digits"]
 Architecture = Literal["convnet", "resnet10", "resnet18"]
@@ -237,7 +241,9 @@ class Distill(Section):
     momentum: Momentum = Field(0.5, description="Momentum of these three; Adam's first beta.")
     inner_optimizer: InnerSgd = Field(default_factory=InnerSgd, description="The student's optimiser.")
     warm_start: Uri | None = Field(
-        None, description="A distilled set to start from instead of real images; it has the same size."
+        None,
+        description="A distilled set of the same size to start from instead of real images: a folder, an fsspec URL, "
+        "or models:/NAME/VERSION in MLflow's registry. Not an alias: what it names changes.",
     )
 
     @model_validator(mode="after")
@@ -245,6 +251,19 @@ class Distill(Section):
         if self.size is not None and self.fraction is not None:
             raise _conflict("fraction", self.fraction, "either size or fraction, not both")
         return self
+
+    @model_validator(mode="after")
+    def _start_is_pinned(self) -> Distill:
+        """What an alias names changes, and then nothing would tell what a result was made from."""
+        if self.registered_start is not None and not re.fullmatch(PINNED, self.registered_start):
+            raise _conflict("warmStart", repr(self.warm_start), "models:/NAME/VERSION, with the number of a version")
+        return self
+
+    @property
+    def registered_start(self) -> str | None:
+        """The set to start from, where it is one of MLflow's registry."""
+        start = self.warm_start
+        return start if start is not None and start.startswith(REGISTERED) else None
 
     def count(self, images: int) -> int:
         """The number of synthetic images for a source of `images` images."""
@@ -792,7 +811,8 @@ class ScheduledDistillationSpec(Section):
     )
     warm_start: Literal["never", "champion"] = Field(
         "never",
-        description="What the synthetic images start from once there is a champion: real images, or the champion.",
+        description="What the synthetic images start from: real images, or the champion of registry.name at that time, "
+        "where there is one of the same size.",
     )
     template: DistillationTemplate = Field(description="What is created each time.")
 

@@ -59,6 +59,12 @@ CASES = [
     Case({"distill": {"size": 10, "fraction": None}}),
     Case({"distill": {"momentum": 1.0}}, "momentum"),
     Case({"distill": {"warmStart": "gs://b/set"}}),
+    Case({"distill": {"warmStart": "models:/digits/12"}}),
+    *(
+        Case({"distill": {"warmStart": f"models:/{what}"}}, "warmStart")
+        for what in ("digits@champion", "digits/latest", "digits", "m-0123456789abcdef", "digits/0", "digits/1/2", "")
+    ),
+    Case({"distill": {"warmStart": "models:/digits/9999999999"}}, "warmStart"),
     Case({"trajectories": {"epochs": 3}}),
     Case({"trajectories": {"epochs": 2}}, "epochs"),
     Case({"trajectories": {"epochs": 5}, "distill": {"maxStartEpoch": 4}}),
@@ -178,6 +184,8 @@ SCHEDULES = [
     Case({"template": {"spec": {}}}, "source"),
     Case({"template": {"spec": {"source": SOURCE, "seed": -1}}}, "seed"),
     Case({"warmStart": "champion"}, "warmStart"),
+    Case({"template": {"spec": {"source": SOURCE, "distill": {"warmStart": "models:/digits/3"}}}}),
+    Case({"template": {"spec": {"source": SOURCE, "distill": {"warmStart": "models:/digits@champion"}}}}, "warmStart"),
     Case({"warmStart": "champion", "template": {"spec": {"source": SOURCE, "registry": {"name": "a"}}}}, "warmStart"),
     Case(
         {

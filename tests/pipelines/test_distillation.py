@@ -138,6 +138,7 @@ def test_nothing_is_installed_when_a_task_starts(tmp_path):
         ("teacher", {"algorithm": "pretrained", "checkpoint": "teacher.pt"}, "spec.teacher.checkpoint"),
         ("tracking", {"uri": "sqlite:///mlflow.db"}, "spec.tracking.uri"),
         ("distill", {"size": 10, "warmStart": "earlier"}, "spec.distill.warmStart"),
+        ("distill", {"size": 10, "warmStart": "/models:/digits/1"}, "spec.distill.warmStart"),
     ],
 )
 def test_a_place_that_no_pod_sees_is_refused(field, value, where):
@@ -154,10 +155,11 @@ def test_credentials_in_a_spec_are_refused_where_kubeflow_would_show_them():
     assert "hidden" not in str(refusal.value)
 
 
-def test_folders_of_a_volume_and_digits_are_places_that_pods_see():
+def test_folders_of_a_volume_digits_and_registered_sets_are_places_that_pods_see():
     settings = {
         **SPECS["cpu"],
         "source": {"uri": "sklearn:digits#train", "imageSize": 8},
+        "distill": {"size": 10, "warmStart": "models:/digits/3"},
         "output": {"uri": "/data/out"},
         "execution": {"volumes": [{"claim": "data", "mountPath": "/data"}]},
     }

@@ -163,8 +163,12 @@ def _real_start(task: StageTask) -> _Start:
 
 
 def _warm_start(task: StageTask) -> _Start:
-    """The images and the rate of an earlier distilled set, with this teacher's targets for them."""
-    earlier = DistilledSet.load(task.spec.distill.warm_start or "")
+    """The images and the rate of an earlier distilled set, with this teacher's targets for them.
+
+    A registered one is among the inputs.
+    """
+    given = task.inputs.get("warmStart")
+    earlier = DistilledSet.load(given.path if given is not None else task.spec.distill.warm_start or "")
     dataset = ImageDataset.open(task.inputs["dataset"].path)
     pixels = earlier.pixels(earlier.images)
     teacher = load_teacher(task.inputs["teacher"].path, task.shop.device)

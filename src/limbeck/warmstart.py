@@ -1,0 +1,116 @@
+"""The registered set that distill starts from: what it is, whether it fits, and its files, in the store.
+
+A set in a folder is read where it lies. One of MLflow's registry is downloaded once, and then lies in the store as the
+results of stages do: there the stage is given it, Ray workers see it, and later processes find it, also when MLflow is
+slow. Stages know nothing of MLflow.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from limbeck.data.distilled_files import TENSORS
+from limbeck.errors import InputError
+from limbeck.spec import DistillationSpec
+from limbeck.stages.task import Workshop
+from limbeck.store import Identity, Result
+from limbeck.tracking.registered import RegisteredSet
+
+FIELD = "spec.distill.warmStart"
+_STAGE, _VERSION = "start", 1  # where it lies in the store, and how
+_PATIENCE = 600.0  # seconds, for another process that downloads it, too
+
+
+class RegisteredStart:
+    """The set that `distill.warmStart: models:/NAME/VERSION` means; nothing is asked before it is needed.
+
+    Args:
+        registered: the set.
+        shop: whose store it is kept in; without one it is in a temporary folder as long as this is.
+    """
+
+    def __init__(self, registered: RegisteredSet, shop: Workshop | None = None) -> None:
+        self._registered, self._shop = registered, shop
+
+    @property
+    def uri(self) -> str:
+        """As the spec has it."""
+        return self._registered.uri
+
+    @property
+    def digest(self) -> str:
+        """Of its content, whatever it is called.
+
+        Raises:
+            InputError: there is no such version.
+            WorkError: MLflow does not say.
+        """
+        return self._registered.digest
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of its images: [m, 3, s, s].
+
+        Raises:
+            InputError: there is no such version, or it is damaged.
+            WorkError: MLflow does not give it.
+        """
+        return _shape(self._files, self.uri, FIELD)
+
+    def result(self) -> Result:
+        """The set in the store, which is left there.
+
+        Raises:
+            InputError: there is no such version, or it is damaged.
+            WorkError: MLflow does not give it.
+        """
+        assert self._shop is not None
+
+        def fill(folder: Path) -> list[str]:
+            for file in self._files.iterdir():
+                shutil.copyfile(file, folder / file.name)
+            return []
+
+        return replace(self._shop, patience=_PATIENCE).make(self._identity, fill)[0]
+
+    @property
+    def _identity(self) -> Identity:
+        return Identity(_STAGE, _VERSION, {}, {"checksums": self.digest})
+
+    @cached_property
+    def _files(self) -> Path:
+        """The folder with its files, every checksum verified."""
+        found = None if self._shop is None else self._shop.find(self._identity)
+        return found.path if found is not None else self._registered.pull(_temporary(self) / "set")
+
+
+def registered_start(spec: DistillationSpec, shop: Workshop | None = None) -> RegisteredStart | None:
+    """The registered set that a spec starts from; None where it starts from real images, or from a folder."""
+    uri = spec.distill.registered_start
+    return None if uri is None else RegisteredStart(RegisteredSet(uri, spec.tracking.uri, FIELD), shop)
+
+
+def _temporary(owner: RegisteredStart) -> Path:
+    """A folder that goes with its owner."""
+    folder = Path(tempfile.mkdtemp(prefix="limbeck-"))
+    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _shape(folder: Path, uri: str, field: str) -> tuple[int, ...]:
+    """The shape of a set's images, from the head of the file: the set may be larger than a small pod's memory."""
+    try:
+        with safe_open(folder / TENSORS, framework="numpy") as tensors:
+            shape = tuple(int(side) for side in tensors.get_slice("images").get_shape())
+    except (OSError, SafetensorError) as error:
+        raise InputError(field, f"{uri}: {TENSORS}: {error}", "a version that limbeck registered") from None
+    if len(shape) != 4:
+        raise InputError(field, f"{uri}: images of shape {list(shape)}", "a version that limbeck registered")
+    return shape
