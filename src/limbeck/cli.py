@@ -140,6 +140,10 @@ def fingerprint(
     spec: SpecArgument,
     overrides: SetOption = NoOverrides,
     outcome: OutcomeOption = None,
+    champion: Annotated[
+        bool,
+        typer.Option("--champion", hidden=True, help="Say, too, which champion distill can start from."),
+    ] = False,
 ) -> None:
     """Print a digest of what the sources of a spec are now: as long as it stays, so do they."""
     from limbeck.outcome import Outcome
@@ -147,11 +151,19 @@ def fingerprint(
     from limbeck.specfile import read_spec
 
     specfile = read_spec(spec, overrides)
+    settings = specfile.distillation.spec
     with specfile.located():
-        digest = source_digest(fingerprints_of(open_sources(specfile.distillation.spec)))
+        said = Outcome(source_fingerprint=source_digest(fingerprints_of(open_sources(settings))))
+        if champion:
+            from limbeck.warmstart import fitting_champion
+
+            version = fitting_champion(settings, _note)
+            if version is not None:
+                found = {"model": settings.registry.name, "version": version, "champion": True}
+                said = said.model_copy(update=found)
     if outcome is not None:
-        Outcome(source_fingerprint=digest).write(outcome)
-    typer.echo(digest)
+        said.write(outcome)
+    typer.echo(said.source_fingerprint)
 
 
 @app.command()

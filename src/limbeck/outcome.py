@@ -27,7 +27,11 @@ class StageOutcome(_Record):
 
 
 class Outcome(_Record):
-    """A run that is complete, or a look at its sources alone, of which the fingerprint is all there is."""
+    """A run that is complete.
+
+    Or a look before one, which has nothing but the fingerprint and, where it was asked for and there is one that the
+    run can start from, the champion.
+    """
 
     source_fingerprint: str  # digest of the fingerprints of all sources
     digest: str | None = None  # sha256 of the distilled set

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from limbeck.errors import InputError
 from limbeck.spec import DistillationSpec
 from limbeck.stages.task import Workshop
 from limbeck.store import Identity, Result
+from limbeck.tracking.place import require
 from limbeck.tracking.registered import RegisteredSet
 
 FIELD = "spec.distill.warmStart"
@@ -95,6 +97,36 @@ def registered_start(spec: DistillationSpec, shop: Workshop | None = None) -> Re
     """The registered set that a spec starts from; None where it starts from real images, or from a folder."""
     uri = spec.distill.registered_start
     return None if uri is None else RegisteredStart(RegisteredSet(uri, spec.tracking.uri, FIELD), shop)
+
+
+def fitting_champion(spec: DistillationSpec, say: Callable[[str], None]) -> int | None:
+    """The version of `registry.name` that is the champion now, if distill can start from it.
+
+    Args:
+        spec: with registry.name and distill.size.
+        say: is told why there is none.
+
+    Raises:
+        InputError: the spec has no registry.name or no distill.size, or MLflow is not installed.
+        WorkError: MLflow does not answer.
+    """
+    name, size, side = spec.registry.name, spec.distill.size, spec.source.image_size
+    if name is None or size is None:
+        field = "spec.registry.name" if name is None else "spec.distill.size"
+        raise InputError(field, "nothing", "a value, which --champion needs")
+    require()
+    champion = RegisteredSet(f"models:/{name}@champion", spec.tracking.uri, "spec.registry.name")
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            count, *pixels = _shape(champion.pull(Path(temporary) / "set"), champion.uri, "spec.registry.name")
+        except InputError as error:  # no such model, no alias, or one that nobody could start from
+            say(f"no champion to start from: {error}")
+            return None
+    if [count, *pixels] != [size, 3, side, side]:
+        found = f"version {champion.number} has {count} images of {pixels[-1]}x{pixels[-1]} pixels"
+        say(f"no champion to start from: {champion.uri}: {found}; {size} of {side}x{side}, as this spec distils")
+        return None
+    return champion.number
 
 
 def _temporary(owner: RegisteredStart) -> Path:

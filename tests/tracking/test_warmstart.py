@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from limbeck.checkpoint import load_tensors
+from limbeck.outcome import Outcome
 from limbeck.preflight import outside_digests
 from limbeck.runner import Run
 from limbeck.tracking.registry import Registry
@@ -177,3 +180,65 @@ def test_mlflow_that_is_not_installed_is_named(limbeck, tmp_path, mlflow, monkey
     outcome = limbeck("validate", write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", starting(mlflow)))
     assert outcome.code == 2
     assert "spec.distill.warmStart: models:/digits/1: mlflow: it is not installed" in outcome.problems[-1]
+
+
+# ---- what a schedule's check says of the champion
+
+
+@pytest.fixture
+def look(limbeck, tmp_path) -> Callable[..., tuple[Any, Outcome]]:
+    """What `limbeck fingerprint --champion` prints, and its outcome."""
+
+    def looked(uri: str, **changes: Any) -> tuple[Any, Outcome]:
+        settings = {**FEW, "tracking": {"uri": uri}, "registry.name": "digits", **changes}
+        spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", settings)
+        done = limbeck("fingerprint", spec, "--champion", "--outcome", tmp_path / "outcome")
+        assert done.code == 0, done.err
+        return done, Outcome.model_validate_json((tmp_path / "outcome").read_text())
+
+    return looked
+
+
+def test_a_check_names_the_champion_of_now(look, mlflow):
+    done, outcome = look(mlflow)
+    assert (outcome.model, outcome.version, outcome.champion) == ("digits", 1, True)
+    assert outcome.source_fingerprint == done.out.strip()
+    assert done.err == ""
+    Registry(mlflow).promote("digits", 2)
+    assert look(mlflow)[1].version == 2
+
+
+def test_a_check_names_none_where_there_is_none_that_fits_and_says_why(look, tmp_path, mlflow):
+    def why(uri: str = mlflow, **changes: Any) -> str:
+        done, outcome = look(uri, **changes)
+        assert (outcome.model, outcome.version, outcome.champion) == (None, None, None)
+        assert json.loads((tmp_path / "outcome").read_text()) == {"sourceFingerprint": done.out.strip()}
+        (line,) = done.problems
+        return line
+
+    assert "nothing was tracked in" in why(f"sqlite:///{tmp_path / 'none.db'}")
+    assert "no such distilled set" in why(**{"registry.name": "other"})
+    assert "version 1 has 4 images of 8x8 pixels; 5 of 8x8" in why(**{"distill.size": 5})
+    assert "4 images of 8x8 pixels; 4 of 16x16" in why(**{"source.imageSize": 16})
+    register(mlflow, tmp_path / "3", "shy", number=3, promote="never")
+    assert "shy has no alias 'champion'" in why(**{"registry.name": "shy"})
+    damage_all(tmp_path)
+    assert "distilled.safetensors was altered" in why()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "phrase"),
+    [
+        ({"tracking": {"uri": NOWHERE}}, 1, f"spec.registry.name: MLflow at {NOWHERE}: "),
+        ({"registry": {}}, 2, "spec.registry.name: nothing"),
+        ({"distill": {"fraction": 0.1}}, 2, "spec.distill.size: nothing"),
+    ],
+)
+def test_a_check_that_cannot_be_made_fails_in_one_line(limbeck, tmp_path, mlflow, changes, code, phrase):
+    settings = {"tracking": {"uri": mlflow}, "registry": {"name": "digits"}, **changes}
+    spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", settings)
+    done = limbeck("fingerprint", spec, "--champion", "--outcome", tmp_path / "outcome")
+    assert done.code == code, done
+    assert len(done.problems) == 1
+    assert phrase in done.problems[0]
+    assert not (tmp_path / "outcome").exists()
