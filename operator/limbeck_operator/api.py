@@ -24,7 +24,8 @@ FINALIZER = f"{GROUP}/kubeflow-run"  # on a Distillation that may have a run on 
 
 # annotations
 TRIGGER = f"{GROUP}/trigger"  # on a schedule: any new value runs it once, at once
-TRIGGERED_BY = f"{GROUP}/triggered-by"  # on a Distillation: the value that it was made for
+TRIGGERED_BY = f"{GROUP}/triggered-by"  # on a Distillation or check: the value that it was made for
+CHECKED = f"{GROUP}/checked"  # on a check: digest of what it is, which tells whether it still is what would be made
 SCHEDULED_AT = f"{GROUP}/scheduled-at"  # on a Distillation or check: the time that it was due
 CONTENT = f"{GROUP}/content"  # on a Distillation: digest of the settings that shape the set
 

@@ -28,6 +28,7 @@ _ADDRESS = "LIMBECK_POD_IP"
 _FOLDER = "/etc/limbeck"
 _SPEC = f"{api.GROUP}/spec"  # annotation of a pod, which it sees as a file
 _WRONG_INPUT = 2  # exit code of a run that no retry can help
+_LONGEST_NAME = 63  # of a Job, which is a label of its pods
 _GRACE_SECONDS = 120  # for saving what is being trained
 _UNITS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "n": 1e-9, "u": 1e-6}
 _UNITS |= {f"{unit}i": 2.0 ** (10 * (power + 1)) for power, unit in enumerate("KMGTPE")}
@@ -59,6 +60,13 @@ def cluster_name(name: str) -> str:
     return f"lb-{name[: LONGEST_NAME - 14]}-{json_digest(name)[:10]}"
 
 
+def check_name(name: str) -> str:
+    """The Job that looks at things before the Distillation of that name is made."""
+    if len(name) + 6 <= _LONGEST_NAME:
+        return f"{name}-check"
+    return f"{name[: _LONGEST_NAME - 15]}-{json_digest(name)[:8]}-check"
+
+
 def run_job(owner: Mapping[str, Any], distillation: Distillation, defaults: Defaults) -> dict[str, Any]:
     """The Job that runs a Distillation.
 
@@ -81,14 +89,24 @@ def run_job(owner: Mapping[str, Any], distillation: Distillation, defaults: Defa
 
 
 def check_job(
-    owner: Mapping[str, Any], name: str, distillation: Distillation, defaults: Defaults, labels: Mapping[str, str]
+    owner: Mapping[str, Any], distillation: Distillation, defaults: Defaults, *, champion: bool
 ) -> dict[str, Any]:
-    """The light Job that says what the sources of a schedule's Distillation are by now."""
-    arguments = ["fingerprint", f"{_FOLDER}/{distillation.metadata.name}.yaml", "--outcome", OUTCOME]
+    """The light Job that says what the sources of a schedule's Distillation are by now.
+
+    Args:
+        owner: the schedule.
+        distillation: that is to be made of it.
+        defaults: of the operator.
+        champion: whether it shall say, too, which champion the Distillation could start from.
+    """
+    name = distillation.metadata.name
+    arguments = ["fingerprint", f"{_FOLDER}/{name}.yaml", "--outcome", OUTCOME]
+    if champion:
+        arguments.append("--champion")
     small = Resources(cpu="500m", memory="1Gi")
-    job = _job(owner, distillation, defaults, arguments, small, role="check", name=name)
-    job["metadata"]["labels"] |= labels
+    job = _job(owner, distillation, defaults, arguments, small, role="check", name=check_name(name))
     job["spec"] |= {"backoffLimit": 2, "activeDeadlineSeconds": 3600}
+    job["metadata"]["annotations"] = {api.CHECKED: json_digest(job["spec"])}
     return job
 
 

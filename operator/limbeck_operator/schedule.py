@@ -1,7 +1,11 @@
 """The reconcile of a ScheduledDistillation: what is seen of it and its Distillations, and the time, give a plan. Pure.
 
-Every time of the schedule is dealt with once: `status.lastScheduleTime` says up to where. What one time becomes has a
-name made of that time, so that a plan that is carried out twice makes nothing twice.
+Every time of the schedule is dealt with once: `status.lastScheduleTime` says up to where. So is every trigger by hand:
+`status.lastTrigger` is the last. What one of them becomes has a name made of it, so that a plan that is carried out
+twice makes nothing twice.
+
+What must be asked outside the cluster's API, whether sources have changed and which champion to start from, a small Job
+asks, the check of that one time or trigger. It is there before what it is for, and goes once that is dealt with.
 """
 
 from __future__ import annotations
@@ -18,14 +22,14 @@ from pydantic import ValidationError
 from limbeck.cluster import check_for_cluster
 from limbeck.errors import InputError
 from limbeck.outcome import Outcome
-from limbeck.spec import Distillation, ScheduledDistillation
+from limbeck.spec import REGISTERED, Distillation, ScheduledDistillation
 from limbeck.store import json_digest
 from limbeck_operator import api
 from limbeck_operator.conditions import Said, conditions, holds, instant, reason_of, timestamp
 from limbeck_operator.distillation import is_finished, model_of
 from limbeck_operator.drafting import COMPLETE, FAILED
 from limbeck_operator.inherit import Defaults
-from limbeck_operator.manifests import CONTAINER, check_job, is_owned, owner_reference
+from limbeck_operator.manifests import CONTAINER, check_job, check_name, is_owned, owner_reference
 from limbeck_operator.plan import Delete, Event, Plan
 from limbeck_operator.times import Schedule, parse
 
@@ -41,7 +45,7 @@ class ObservedSchedule:
     Attributes:
         object: the ScheduledDistillation, as the API server has it.
         distillations: that have its label, in any order.
-        checks: the Jobs of its own that look at sources.
+        checks: the Jobs of its own that look at sources and the champion.
         pods: of those Jobs, by the Job's name.
         defaults: of the operator.
     """
@@ -61,9 +65,20 @@ def read(document: Mapping[str, Any]) -> tuple[ScheduledDistillation, Schedule]:
     """
     scheduled = model_of(document, ScheduledDistillation)
     check_for_cluster(scheduled.spec.template.spec)
-    if scheduled.spec.warm_start != "never":
-        raise InputError("spec.warmStart", scheduled.spec.warm_start, "never: sets of MLflow start no run yet")
     return scheduled, parse(scheduled.spec.schedule, scheduled.spec.time_zone)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a check has come to.
+
+    Attributes:
+        outcome: what it said; None where it has failed.
+        words: why, then.
+    """
+
+    outcome: Outcome | None
+    words: str = ""
 
 
 def reconcile_schedule(observed: ObservedSchedule, now: datetime) -> Plan:
@@ -107,7 +122,10 @@ class _Reconcile:
         again = self._trigger()
         if self._spec.suspend:
             return self._done(Said(SCHEDULED, False, "Suspended", "spec.suspend is true"), again)
-        due = self._due()
+        if any(manifest["kind"] == api.DISTILLATION for manifest in self._create):
+            due, again = None, self._now  # the next look sees what was triggered, as all that runs already
+        else:
+            due = self._due()
         waiting = None if due is None else self._at(due)
         if waiting is not None:
             again = waiting if again is None else min(again, waiting)
@@ -138,7 +156,7 @@ class _Reconcile:
         count, latest = self._times.missed(since, self._now, limit=_TOO_MANY)
         if latest is None:
             return None
-        late = deadline is not None and self._now - latest > timedelta(seconds=deadline)
+        late = deadline is not None and self._now - self._begun(latest) > timedelta(seconds=deadline)
         missed = count if late else count - 1
         if missed:
             self._status["missed"] = (self._status.get("missed") or 0) + missed
@@ -153,9 +171,24 @@ class _Reconcile:
             self._status["lastScheduleTime"] = timestamp(latest - timedelta(seconds=1))
         return latest
 
+    def _name_at(self, due: datetime) -> str:
+        return f"{self._metadata['name']}-{int(due.timestamp()) // 60}"
+
+    def _begun(self, due: datetime) -> datetime:
+        """From when on a start can be late: its time, or the end of its check, which was begun in time."""
+        check = self._checks.get(check_name(self._name_at(due)))
+        if check is None:
+            return due
+        ended = [
+            instant(entry.get("lastTransitionTime") or timestamp(self._now))
+            for entry in (check.get("status") or {}).get("conditions") or []
+            if entry["type"] in (COMPLETE, FAILED) and entry["status"] == "True"
+        ]
+        return min(ended, default=self._now)
+
     def _at(self, due: datetime) -> datetime | None:
         """What is to be done about a time that is due; when to look again, if that is not decided yet."""
-        name = f"{self._metadata['name']}-{int(due.timestamp()) // 60}"
+        name = self._name_at(due)
         if any(entry["metadata"]["name"] == name for entry in self._mine):
             self._dealt_with(due)
             return None
@@ -164,11 +197,12 @@ class _Reconcile:
             running = ", ".join(entry["metadata"]["name"] for entry in active)
             self._skip(due, "StillRunning", f"{running} still runs")
             return None
-        if self._spec.only_if_source_changed and self._status.get("lastDone") is not None:
-            unchanged = self._unchanged(due, name)
-            if unchanged is None:
+        look, before = None, self._fingerprint_before()
+        if before is not None or self._from_champion:
+            look = self._look(name, {api.SCHEDULED_AT: timestamp(due)})
+            if look is None:
                 return self._now + _LOOK_AT_CHECK
-            if unchanged:
+            if before is not None and look.outcome is not None and look.outcome.source_fingerprint == before:
                 done = self._status["lastDone"]["name"]
                 self._skip(due, "Unchanged", f"unchanged, skipped: sources and settings are those of {done}")
                 return None
@@ -176,36 +210,73 @@ class _Reconcile:
             for entry in active:
                 self._event("Replaced", f"deleted {entry['metadata']['name']}, in favour of {name}")
                 self._remove(api.DISTILLATION, entry)
-        self._make(name, {api.SCHEDULED_AT: timestamp(due)})
+        self._make(name, {api.SCHEDULED_AT: timestamp(due)}, look)
         self._dealt_with(due)
         return None
 
-    def _unchanged(self, due: datetime, name: str) -> bool | None:
-        """Whether sources and settings are those of the last that completed; None while that is found out."""
-        done = self._status["lastDone"]
+    def _fingerprint_before(self) -> str | None:
+        """What the sources must no longer be; None where a time is not left out for being unchanged."""
+        done = self._status.get("lastDone")
+        if not self._spec.only_if_source_changed or done is None or done.get("content") != self._content():
+            return None
         before: str | None = done["result"].get("sourceFingerprint")
-        if done.get("content") != self._content() or before is None:
-            return False
-        job = self._checks.get(f"{name}-check")
+        return before
+
+    @property
+    def _from_champion(self) -> bool:
+        return self._spec.warm_start == "champion"
+
+    def _look(self, name: str, marks: Mapping[str, str]) -> _Look | None:
+        """What the check for a Distillation of that name has come to; None until then, and it is made if need be.
+
+        Args:
+            name: of the Distillation.
+            marks: annotations that say what the check is for.
+        """
+        manifest = check_job(
+            self._object, self._distillation(name), self._observed.defaults, champion=self._from_champion
+        )
+        job = self._checks.get(manifest["metadata"]["name"])
         if job is None:
-            distillation = self._distillation(name)
-            labels = {api.OF_SCHEDULE: self._metadata["name"]}
-            manifest = check_job(self._object, f"{name}-check", distillation, self._observed.defaults, labels)
-            manifest["metadata"]["annotations"] = {api.SCHEDULED_AT: timestamp(due)}
+            manifest["metadata"]["annotations"] |= marks
             self._create.append(manifest)
             return None
-        status = job.get("status") or {}
-        if holds(status, FAILED):
-            message = f"the sources could not be looked at ({self._words(job)}), so {name} is made to find out"
-            self._event("CheckFailed", message, warning=True)
-            return False
-        if not holds(status, COMPLETE):
+        if job["metadata"].get("deletionTimestamp") is not None:
+            return None  # another one is made when it is gone
+        checked = manifest["metadata"]["annotations"][api.CHECKED]
+        if (job["metadata"].get("annotations") or {}).get(api.CHECKED) != checked:  # the schedule was edited since
+            self._remove("Job", job)
             return None
+        status = job.get("status") or {}
+        if not holds(status, FAILED) and not holds(status, COMPLETE):
+            return None
+        look = self._read(job)
+        if look.outcome is None:
+            what, so = "the sources could not be looked at", "is made to find out"
+            if self._from_champion:
+                what, so = "sources and champion could not be looked at", "is made from real images"
+            self._event("CheckFailed", f"{what} ({look.words}), so {name} {so}", warning=True)
+        return look
+
+    def _read(self, job: Mapping[str, Any]) -> _Look:
+        """What a check that has ended has said."""
+        if holds(job["status"], FAILED):
+            return _Look(None, self._words(job))
         said = [_message(pod, succeeded=True) for pod in self._observed.pods.get(job["metadata"]["name"], ())]
         try:
-            return any(Outcome.model_validate_json(text).source_fingerprint == before for text in said if text)
+            found = [Outcome.model_validate_json(text) for text in said if text]
         except ValidationError:
-            return False
+            found = []
+        return _Look(found[-1]) if found else _Look(None, f"Job {job['metadata']['name']} has left no outcome")
+
+    def _champion(self, look: _Look | None) -> str | None:
+        """The registered set that a check has found to start from, by its version, which does not move."""
+        outcome = None if look is None else look.outcome
+        if not self._from_champion or outcome is None or outcome.version is None or not outcome.champion:
+            return None
+        if outcome.model != self._spec.template.spec.registry.name or outcome.version < 1:
+            return None
+        return f"{REGISTERED}{outcome.model}/{outcome.version}"
 
     def _words(self, job: Mapping[str, Any]) -> str:
         for pod in reversed(self._observed.pods.get(job["metadata"]["name"], ())):
@@ -224,21 +295,34 @@ class _Reconcile:
         self._status["lastSkip"] = {"time": timestamp(due), "reason": reason, "message": message}
         self._event("Skipped", f"{timestamp(due)}: {message}", warning=reason == "TooLate")
 
+    def _new_trigger(self) -> str | None:
+        """The value of the annotation, where it is not dealt with."""
+        value: str | None = (self._metadata.get("annotations") or {}).get(api.TRIGGER)
+        return value if value and value != self._status.get("lastTrigger") else None
+
     def _trigger(self) -> datetime | None:
         """Run once for every new value of the annotation, whatever the schedule and the sources say."""
-        value = (self._metadata.get("annotations") or {}).get(api.TRIGGER)
-        if not value or value == self._status.get("lastTrigger"):
+        value = self._new_trigger()
+        if value is None:
             return None
         active = self._active()
         name = f"{self._metadata['name']}-t{hashlib.sha256(value.encode()).hexdigest()[:8]}"
         if not any(entry["metadata"]["name"] == name for entry in self._mine):
             if active and self._spec.concurrency_policy == "Forbid":
+                check = self._checks.get(check_name(name))
+                if check is not None:  # when its turn comes there may be another champion
+                    self._remove("Job", check)
                 return self._now + _LOOK_AT_CHECK  # it waits for them to end, which is looked at then, too
+            look = None
+            if self._from_champion:
+                look = self._look(name, {api.TRIGGERED_BY: value})
+                if look is None:
+                    return self._now + _LOOK_AT_CHECK
             if active and self._spec.concurrency_policy == "Replace":
                 for entry in active:
                     self._event("Replaced", f"deleted {entry['metadata']['name']}, in favour of {name}")
                     self._remove(api.DISTILLATION, entry)
-            self._make(name, {api.TRIGGERED_BY: value})
+            self._make(name, {api.TRIGGERED_BY: value}, look)
         self._status["lastTrigger"] = value
         return None
 
@@ -273,7 +357,7 @@ class _Reconcile:
                 self._status["lastSuccessfulTime"] = last["status"]["completionTime"]
 
     def _clean_up(self) -> None:
-        """Those beyond the history limits go, the oldest first; checks go once their time is dealt with."""
+        """Those beyond the history limits go, the oldest first; checks go once what they are for is dealt with."""
         for kind, limit in (
             (COMPLETE, self._spec.successful_runs_history_limit),
             (FAILED, self._spec.failed_runs_history_limit),
@@ -282,10 +366,12 @@ class _Reconcile:
             ended.sort(key=lambda entry: entry["status"].get("completionTime") or "")
             for entry in ended[: max(0, len(ended) - limit)]:
                 self._remove(api.DISTILLATION, entry)
-        since = self._since()
+        since, trigger = self._since(), self._new_trigger()
         for check in self._checks.values():
-            at = (check["metadata"].get("annotations") or {}).get(api.SCHEDULED_AT)
-            if at is None or instant(at) <= since:
+            marks = check["metadata"].get("annotations") or {}
+            at, by = marks.get(api.SCHEDULED_AT), marks.get(api.TRIGGERED_BY)
+            due = at is not None and instant(at) > since and not self._spec.suspend
+            if not due and (by is None or by != trigger):
                 self._remove("Job", check)
 
     def _remove(self, kind: str, entry: Mapping[str, Any]) -> None:
@@ -296,14 +382,17 @@ class _Reconcile:
         """Digest of the settings that shape the set."""
         return json_digest(self._spec.template.spec.content())
 
-    def _distillation(self, name: str) -> Distillation:
-        spec = self._spec.template.spec
+    def _distillation(self, name: str, start: str | None = None) -> Distillation:
+        """The Distillation of that name; `start` is the registered set that it starts from."""
+        spec = self._spec.template.spec.wire()
+        if start is not None:
+            spec["distill"]["warmStart"] = start
         fields = {"apiVersion": api.API_VERSION, "kind": api.DISTILLATION, "metadata": {"name": name}}
-        return Distillation.model_validate_json(json.dumps({**fields, "spec": spec.wire()}))
+        return Distillation.model_validate_json(json.dumps({**fields, "spec": spec}))
 
-    def _make(self, name: str, annotations: Mapping[str, str]) -> None:
-        template = self._spec.template
-        document = self._distillation(name)
+    def _make(self, name: str, annotations: Mapping[str, str], look: _Look | None) -> None:
+        template, start = self._spec.template, self._champion(look)
+        document = self._distillation(name, start)
         self._create.append(
             {
                 "apiVersion": api.API_VERSION,
@@ -322,7 +411,16 @@ class _Reconcile:
                 "spec": document.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
             }
         )
-        self._event("Created", f"created Distillation {name}")
+        self._event("Created", f"created Distillation {name}{self._start_in_words(look, start)}")
+
+    def _start_in_words(self, look: _Look | None, start: str | None) -> str:
+        if not self._from_champion:
+            return ""
+        if start is not None:
+            return f", which starts from {start}"
+        model = self._spec.template.spec.registry.name
+        why = f": {model} has no champion that fits" if look is not None and look.outcome is not None else ""
+        return f", which starts from real images{why}"
 
     # what is said
 

@@ -127,6 +127,48 @@ def test_a_schedule_runs_is_triggered_once_and_skips_what_is_unchanged(objects, 
     until(lambda: not objects.all(), "garbage collection")
 
 
+def test_a_schedule_s_distillations_start_from_the_champion_of_then(objects, start):
+    start()
+    name = "warm-" + "n" * 47  # the longest, which leaves its checks the least room
+    settings = {"registry": {"name": "digits"}, "distill": {"size": 10}}
+    spec = {"source": {"uri": "gs://b/pictures"}, "output": {"uri": "gs://b/out"}} | settings
+    objects.schedule(name, "* * * * *", suspend=True, warmStart="champion", template={"spec": spec})
+
+    def check() -> str:
+        """The check that is there, whose end is not said yet."""
+        jobs = client.BatchV1Api(objects.admin).list_namespaced_job(objects.namespace).items
+        found = [j for j in jobs if j.metadata.name.endswith("-check") and not j.status.completion_time]
+        return found[0].metadata.name if found else ""
+
+    def child(version: int) -> dict | None:
+        start = f"models:/digits/{version}"
+        return next((d for d in objects.all() if d["spec"]["distill"].get("warmStart") == start), None)
+
+    objects.patch(name, {"metadata": {"annotations": {api.TRIGGER: "now"}}}, api.SCHEDULES)
+    triggered = until(check, "a check for the trigger")
+    assert objects.job(triggered).spec.template.spec.containers[0].args[-1] == "--champion"
+    assert objects.all() == []
+    found = {"sourceFingerprint": "f00d", "model": "digits", "champion": True}
+    succeed(objects.admin, objects.namespace, objects.pod(triggered), found | {"version": 3})
+    first = until(lambda: child(3), "a child that starts from version 3")["metadata"]["name"]
+    until(lambda: objects.job(triggered) is None, "the check's end")
+    spec = json.loads(
+        until(lambda: objects.job(first), "its Job").spec.template.metadata.annotations["limbeck.dev/spec"]
+    )
+    assert spec["spec"]["distill"]["warmStart"] == "models:/digits/3"
+    succeed(objects.admin, objects.namespace, objects.pod(first), OUTCOME)
+    until(lambda: objects.condition(first, "Complete"), "completion")
+
+    objects.patch(name, {"spec": {"suspend": False}}, api.SCHEDULES)
+    timed = until(check, "a check for its next time", 90)
+    succeed(objects.admin, objects.namespace, objects.pod(timed), found | {"sourceFingerprint": "new", "version": 4})
+    second = until(lambda: child(4), "a child that starts from version 4")
+    annotations = second["metadata"]["annotations"]
+    assert annotations["limbeck.dev/content"] == objects.get(first)["metadata"]["annotations"]["limbeck.dev/content"]
+    until(lambda: objects.job(timed) is None, "the check's end")
+    assert len(objects.all()) == 2
+
+
 def test_another_replica_takes_over(objects, start):
     first = start()
     until(first.leads, "a leader")

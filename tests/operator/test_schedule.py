@@ -81,10 +81,14 @@ class World:
     def end(self, status: dict[str, Any]) -> None:
         self.children[-1] = self.children[-1] | {"status": status}
 
-    def check(self, fingerprint: str) -> None:
-        message = json.dumps({"sourceFingerprint": fingerprint})
-        self.jobs[-1] = self.jobs[-1] | {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
-        ended = {"terminated": {"exitCode": 0, "message": message}}
+    def check(self, fingerprint: str, **found: Any) -> None:
+        self.check_ends("Complete", 0, json.dumps({"sourceFingerprint": fingerprint} | found))
+
+    def check_ends(self, how: str, code: int, message: str) -> None:
+        """The check that was made last ends so."""
+        condition = {"type": how, "status": "True", "lastTransitionTime": timestamp(self.now)}
+        self.jobs[-1] = self.jobs[-1] | {"status": {"conditions": [condition]}}
+        ended = {"terminated": {"exitCode": code, "message": message}}
         pod = {"metadata": {"name": "p"}, "status": {"containerStatuses": [{"name": "limbeck", "state": ended}]}}
         self.pods = {self.jobs[-1]["metadata"]["name"]: [pod]}
 
@@ -253,11 +257,304 @@ def test_a_trigger_works_while_suspended_and_does_not_ask_the_source():
     assert [manifest["kind"] for manifest in world.step(MADE + MINUTE).create] == [api.DISTILLATION]
 
 
-def test_a_warm_start_is_refused_until_it_can_be_had():
+# ---- starting from the champion
+
+CHAMPION = {"model": "digits", "version": 3, "champion": True}
+
+
+def warm(status: dict[str, Any] | None = None, annotations: dict[str, str] | None = None, **spec: Any) -> dict:
     template = {"registry": {"name": "digits"}, "distill": {"size": 10}}
-    world = World(schedule(warmStart="champion", template=template))
-    assert world.step(MADE + HOUR).create == []
-    assert "spec.warmStart" in world.status["conditions"][0]["message"]
+    return schedule(status, annotations, warmStart="champion", template=template, **spec)
+
+
+def kinds(plan: Plan) -> list[str]:
+    return [manifest["kind"] for manifest in plan.create]
+
+
+def start(plan: Plan) -> str | None:
+    """What the one Distillation of a plan starts from."""
+    (manifest,) = plan.create
+    assert manifest["kind"] == api.DISTILLATION
+    return manifest["spec"]["distill"].get("warmStart")
+
+
+def arguments(check: dict[str, Any]) -> list[str]:
+    return check["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
+@pytest.mark.parametrize("only_if_changed", [True, False])
+def test_the_first_time_asks_for_a_champion_and_starts_from_it_by_its_version(only_if_changed):
+    world = World(warm(onlyIfSourceChanged=only_if_changed))
+    (check,) = world.step(MADE + HOUR).create
+    assert (check["kind"], arguments(check)[-1]) == ("Job", "--champion")
+    assert world.step(MADE + HOUR + MINUTE).create == []
+    world.check("f", **CHAMPION)
+    plan = world.step()
+    assert start(plan) == "models:/digits/3"
+    assert "which starts from models:/digits/3" in plan.events[-1].message
+    assert world.status["lastScheduleTime"] == timestamp(MADE + HOUR)
+    assert world.step().create == []
+    assert (world.jobs, len(world.children)) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {},
+        {"model": "other", "version": 3, "champion": True},
+        {"model": "digits", "version": 0, "champion": True},
+        {"model": "digits", "version": 3, "champion": False},
+        {"model": "digits", "champion": True},
+    ],
+)
+def test_without_a_champion_that_fits_it_starts_from_real_images(found):
+    world = World(warm())
+    world.step(MADE + HOUR)
+    world.check("f", **found)
+    plan = world.step()
+    assert start(plan) is None
+    assert [event.reason for event in plan.events] == ["Created"]
+    assert "which starts from real images: digits has no champion that fits" in plan.events[0].message
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "message", "said"),
+    [
+        ("Failed", 1, "note: x\nspec.registry.name: MLflow at http://m: refused\n", "MLflow at http://m: refused"),
+        ("Failed", 137, "", "see Job n-"),
+        ("Complete", 0, "not JSON", "has left no outcome"),
+        ("Complete", 0, "", "has left no outcome"),
+    ],
+)
+def test_a_check_that_fails_costs_the_warm_start_and_is_told(how, code, message, said):
+    world = World(warm())
+    world.step(MADE + HOUR)
+    world.check_ends(how, code, message)
+    plan = world.step()
+    assert start(plan) is None
+    assert [(event.reason, event.type) for event in plan.events] == [("CheckFailed", "Warning"), ("Created", "Normal")]
+    assert said in plan.events[0].message
+    assert plan.events[1].message.endswith("which starts from real images")
+    world.step()
+    assert world.jobs == []
+
+
+def test_a_new_champion_alone_is_no_change():
+    world = World(warm())
+    world.step(MADE + HOUR)
+    world.check("f", **CHAMPION)
+    world.step()
+    world.end(complete(MADE + HOUR + MINUTE))
+    world.step()
+    assert kinds(world.step(MADE + 2 * HOUR)) == ["Job"]
+    world.check("f", **CHAMPION | {"version": 4})
+    assert world.step().create == []
+    assert world.status["lastSkip"]["reason"] == "Unchanged"
+    world.step()
+    assert kinds(world.step(MADE + 3 * HOUR)) == ["Job"]
+    world.check("other", **CHAMPION | {"version": 4})
+    assert start(world.step()) == "models:/digits/4"
+
+
+def test_the_digest_of_the_settings_does_not_know_of_the_champion():
+    contents = set()
+    for version in (3, 4):
+        world = World(warm())
+        world.step(MADE + HOUR)
+        world.check("f", **CHAMPION | {"version": version})
+        (child,) = world.step().create
+        contents.add(child["metadata"]["annotations"][api.CONTENT])
+    assert len(contents) == 1
+
+
+@pytest.mark.parametrize("suspend", [True, False])
+def test_a_trigger_asks_for_the_champion_in_a_check_of_its_own(suspend):
+    world = World(warm(annotations={api.TRIGGER: "a"}, suspend=suspend))
+    (check,) = world.step(MADE + MINUTE).create
+    assert check["metadata"]["annotations"][api.TRIGGERED_BY] == "a"
+    assert "lastTrigger" not in world.status
+    plan = world.step()
+    assert plan.create == []
+    assert plan.again is not None
+    assert plan.again <= world.now + MINUTE
+    world.check("f", **CHAMPION)
+    assert start(world.step()) == "models:/digits/3"
+    assert world.status["lastTrigger"] == "a"
+    assert check["metadata"]["name"] == f"{world.children[0]['metadata']['name']}-check"
+    assert world.step().create == []
+    assert world.jobs == []
+
+
+def test_a_trigger_that_waits_for_its_turn_asks_for_the_champion_when_it_comes():
+    world = World(warm(annotations={api.TRIGGER: "a"}))
+    world.step(MADE + HOUR)  # a check for the trigger, and one for the time
+    assert len(world.jobs) == 2
+    world.jobs.reverse()
+    world.check("f", **CHAMPION)  # the trigger's
+    assert start(world.step()) == "models:/digits/3"
+    assert world.step().create == []
+    assert world.status["lastSkip"]["reason"] == "StillRunning"
+    world.document["metadata"]["annotations"][api.TRIGGER] = "b"
+    assert world.step().create == []
+    world.end(complete(world.now))
+    assert kinds(world.step()) == ["Job"]
+    world.children[-1]["status"] = {}  # as if another one had begun meanwhile
+    assert world.step().create == []
+    assert world.jobs == []
+    world.end(complete(world.now))
+    assert kinds(world.step()) == ["Job"]
+    world.check("f", **CHAMPION | {"version": 9})
+    assert start(world.step()) == "models:/digits/9"
+
+
+def test_a_trigger_and_a_time_together_make_one_where_two_are_forbidden():
+    world = World(warm(annotations={api.TRIGGER: "a"}))
+    world.step(MADE + HOUR)
+    for _ in range(2):
+        world.check("f", **CHAMPION)
+        world.jobs.reverse()
+    done = world.pods
+    world.pods = {job["metadata"]["name"]: next(iter(done.values())) for job in world.jobs}
+    plan = world.step()
+    assert start(plan) == "models:/digits/3"
+    assert plan.again == world.now
+    assert world.step().create == []
+    assert world.status["lastSkip"]["reason"] == "StillRunning"
+    world.step()
+    assert (len(world.children), world.jobs) == (1, [])
+
+
+def test_another_trigger_takes_the_place_of_one_that_is_still_checked():
+    world = World(warm(annotations={api.TRIGGER: "a"}))
+    (first,) = names(world.step(MADE + MINUTE))
+    world.document["metadata"]["annotations"][api.TRIGGER] = "b"
+    (second,) = names(world.step())
+    assert first != second
+    assert [job["metadata"]["name"] for job in world.jobs] == [second]
+    del world.document["metadata"]["annotations"][api.TRIGGER]
+    world.step()
+    assert (world.jobs, world.children) == ([], [])
+
+
+def test_a_check_that_was_deleted_by_hand_is_made_again():
+    world = World(warm())
+    (check,) = names(world.step(MADE + HOUR))
+    world.jobs[-1]["metadata"]["deletionTimestamp"] = timestamp(world.now)
+    world.check("f", **CHAMPION)
+    assert world.step().create == []  # while it goes, its word counts no more
+    world.jobs = []
+    assert names(world.step()) == [check]
+
+
+def test_an_operator_that_is_killed_after_any_write_makes_nothing_twice():
+    world = World(warm(annotations={api.TRIGGER: "a"}, concurrencyPolicy="Allow"))
+    made: list[str] = []
+
+    def killed_once() -> None:
+        """The plan is carried out, but for its status."""
+        before = world.document
+        made.extend(names(world.step()))
+        world.document = before
+
+    world.now = MADE + HOUR
+    for _ in range(6):
+        killed_once()
+        made.extend(names(world.step()))
+        for job in list(world.jobs):
+            world.jobs.remove(job)
+            world.jobs.append(job)
+            pods = world.pods
+            world.check("f", **CHAMPION)
+            world.pods = pods | world.pods
+    assert len(made) == len(set(made)) == 4
+    assert len(world.children) == 2
+    assert {child["spec"]["distill"]["warmStart"] for child in world.children} == {"models:/digits/3"}
+    assert world.jobs == []
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"template": {"spec": {"distill": {"size": 20}}}},
+        {"template": {"spec": {"tracking": {"uri": "http://other"}}}},
+        {"template": {"spec": {"execution": {"image": "mended"}}}},
+    ],
+)
+def test_a_check_of_other_settings_counts_no_more(edit):
+    world = World(warm())
+    (check,) = names(world.step(MADE + HOUR))
+    world.check("f", **CHAMPION)
+    world.document["spec"]["template"]["spec"] |= edit["template"]["spec"]
+    assert [entry.name for entry in world.step().delete] == [check]
+    assert names(world.step()) == [check]
+    world.check("f", **CHAMPION | {"version": 5})
+    assert start(world.step()) == "models:/digits/5"
+
+
+def test_a_schedule_that_is_edited_or_suspended_while_a_check_runs_drops_it():
+    for edit in ({"schedule": "30 * * * *"}, {"suspend": True}):
+        world = World(warm())
+        world.step(MADE + HOUR)
+        world.document["spec"] |= edit
+        assert len(world.step().delete) == 1
+        assert (world.jobs, world.step().create) == ([], [])
+        world.document["spec"]["suspend"] = False
+        assert kinds(world.step(MADE + 3 * HOUR)) == ["Job"] * ("schedule" in edit)
+
+
+def test_a_warm_start_that_is_given_up_while_a_check_runs_is_not_waited_for():
+    world = World(warm(annotations={api.TRIGGER: "a"}))
+    world.step(MADE + MINUTE)
+    world.document["spec"]["warmStart"] = "never"
+    assert start(world.step()) is None
+    world.step()
+    assert world.jobs == []
+
+
+@pytest.mark.parametrize(("policy", "deleted"), [("Forbid", 0), ("Allow", 0), ("Replace", 1)])
+def test_what_runs_is_replaced_when_the_check_is_done_and_not_before(policy, deleted):
+    world = World(warm(concurrencyPolicy=policy))
+    world.step(MADE + HOUR)
+    world.check("f", **CHAMPION)
+    world.step()
+    plan = world.step(MADE + 2 * HOUR)
+    assert [entry.kind for entry in plan.delete] == ["Job"]  # the first time's
+    assert kinds(plan) == ([] if policy == "Forbid" else ["Job"])
+    if policy == "Forbid":
+        assert world.status["lastSkip"]["reason"] == "StillRunning"
+        return
+    world.check("f", **CHAMPION | {"version": 4})
+    plan = world.step()
+    assert start(plan) == "models:/digits/4"
+    assert len(plan.delete) == deleted
+
+
+def test_a_check_that_was_begun_in_time_does_not_make_its_time_too_late():
+    world = World(warm(startingDeadlineSeconds=30))
+    world.step(MADE + HOUR)
+    world.step(MADE + HOUR + 10 * MINUTE)
+    assert len(world.jobs) == 1
+    world.check("f", **CHAMPION)
+    assert start(world.step(MADE + HOUR + 10 * MINUTE + timedelta(seconds=20))) == "models:/digits/3"
+    world.end(complete(world.now))
+    world.step()
+    world.step(MADE + 2 * HOUR)
+    world.check("other", **CHAMPION)
+    assert world.step(MADE + 2 * HOUR + 10 * MINUTE).create == []  # the operator was away
+    assert world.status["lastSkip"]["reason"] == "TooLate"
+    world.step()
+    assert world.jobs == []
+
+
+@pytest.mark.parametrize("marks", [{}, {api.TRIGGER: "a"}])
+def test_the_longest_name_has_room_for_a_check(marks):
+    world = World(warm(annotations=marks, suspend=bool(marks)))
+    world.document["metadata"]["name"] = "n" * 52
+    found = names(world.step(MADE + HOUR))
+    world.check("f", **CHAMPION)
+    found += names(world.step())
+    assert len(found) == 2
+    assert max(len(name) for name in found) <= 63
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
