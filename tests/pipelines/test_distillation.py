@@ -148,6 +148,13 @@ def test_a_place_that_no_pod_sees_is_refused(field, value, where):
     assert refusal.value.where == where
 
 
+def test_an_untracked_run_that_starts_from_a_registered_set_needs_its_mlflow():
+    settings = {**SPECS["cpu"], "tracking": {"enabled": False, "uri": "sqlite:///mlflow.db"}}
+    check_for_cluster(distillation("x", settings).spec)
+    with pytest.raises(InputError, match=r"spec.tracking.uri: mlflow.db is on this machine"):
+        check_for_cluster(distillation("x", settings | {"distill": {"warmStart": "models:/digits/3"}}).spec)
+
+
 def test_credentials_in_a_spec_are_refused_where_kubeflow_would_show_them():
     settings = {**SPECS["cpu"], "tracking": {"uri": "https://ana:hidden@mlflow.example"}}
     with pytest.raises(InputError, match="has credentials, which a cluster shows") as refusal:
