@@ -132,7 +132,7 @@ class Skip(_Status):
 
 
 class Done(_Status):
-    """The last Distillation of a schedule that completed: what a next one is compared with, and starts from."""
+    """The last Distillation of a schedule that completed: what a next one is compared with."""
 
     name: str = Field(max_length=63, description="Its name.")
     completion_time: Time = Field(description="When it was complete.")

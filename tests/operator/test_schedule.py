@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from limbeck_operator import api
 from limbeck_operator.conditions import instant, timestamp
@@ -91,6 +93,12 @@ class World:
         ended = {"terminated": {"exitCode": code, "message": message}}
         pod = {"metadata": {"name": "p"}, "status": {"containerStatuses": [{"name": "limbeck", "state": ended}]}}
         self.pods = {self.jobs[-1]["metadata"]["name"]: [pod]}
+
+    def end_all(self) -> None:
+        self.children = [child | {"status": child["status"] or complete(self.now)} for child in self.children]
+
+    def running(self) -> list[dict[str, Any]]:
+        return [child for child in self.children if not child["status"]]
 
     @property
     def status(self) -> dict[str, Any]:
@@ -555,6 +563,83 @@ def test_the_longest_name_has_room_for_a_check(marks):
     found += names(world.step())
     assert len(found) == 2
     assert max(len(name) for name in found) <= 63
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    policy=st.sampled_from(["Forbid", "Allow", "Replace"]),
+    steps=st.lists(
+        st.sampled_from(
+            [
+                "hour",
+                "minute",
+                "minute",
+                "check",
+                "check",
+                "fail",
+                "lose",
+                "trigger",
+                "end",
+                "suspend",
+                "edit",
+                "killed",
+            ]
+        ),
+        max_size=40,
+    ),
+)
+def test_whatever_happens_each_time_and_trigger_is_one_at_most_and_no_check_is_left(policy, steps):
+    world = World(warm(annotations={}, concurrencyPolicy=policy))
+    world.now = MADE + MINUTE
+    pods: dict[str, list[dict[str, Any]]] = {}
+    created: list[str] = []
+    for number, step in enumerate([*steps, "resume"]):
+        before = world.document
+        match step:
+            case "hour" | "minute":
+                world.now += HOUR if step == "hour" else MINUTE
+            case "check" | "fail" if world.jobs:
+                if step == "check":
+                    world.check(f"f{number}", **CHAMPION | {"version": number + 1})
+                else:
+                    world.check_ends("Failed", 1, "no")
+                pods |= world.pods
+                world.jobs.insert(0, world.jobs.pop())
+            case "lose":
+                world.jobs = world.jobs[1:]
+            case "trigger":
+                world.document["metadata"]["annotations"][api.TRIGGER] = str(number)
+            case "end" if world.children:
+                world.children = [
+                    child | {"status": child["status"] or complete(world.now)} for child in world.children
+                ]
+            case "suspend" | "resume":
+                world.document["spec"]["suspend"] = step == "suspend"
+            case "edit":
+                world.document["spec"]["template"]["spec"]["seed"] = number
+        world.pods = pods
+        running = len(world.running())
+        plan = world.step()
+        created += [m["metadata"]["name"] for m in plan.create if m["kind"] == api.DISTILLATION]
+        if step == "killed":
+            world.document = before
+        if policy != "Allow":
+            assert len(world.running()) <= max(1, running)
+        for manifest in plan.create:
+            if manifest["kind"] == api.DISTILLATION:
+                assert manifest["spec"]["distill"].get("warmStart", "models:/digits/1").startswith("models:/digits/")
+    assert len(created) == len(set(created))
+    for _ in range(8):  # everything ends well, and nothing is left
+        for _ in list(world.jobs):
+            world.check("f", **CHAMPION)
+            pods |= world.pods
+            world.jobs.insert(0, world.jobs.pop())
+        world.pods = pods
+        world.step()
+        world.end_all()
+    assert world.jobs == []
+    assert world.document["metadata"]["annotations"].get(api.TRIGGER) == world.status.get("lastTrigger")
+    assert world.step().status is None
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
