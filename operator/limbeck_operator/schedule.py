@@ -22,13 +22,13 @@ from pydantic import ValidationError
 from limbeck.cluster import check_for_cluster
 from limbeck.errors import InputError
 from limbeck.outcome import Outcome
-from limbeck.spec import REGISTERED, Distillation, ScheduledDistillation
+from limbeck.spec import REGISTERED, Distillation, DistillationSpec, ScheduledDistillation
 from limbeck.store import json_digest
 from limbeck_operator import api
 from limbeck_operator.conditions import Said, conditions, holds, instant, reason_of, timestamp
 from limbeck_operator.distillation import is_finished, model_of
 from limbeck_operator.drafting import COMPLETE, FAILED
-from limbeck_operator.inherit import Defaults
+from limbeck_operator.inherit import Defaults, inherit
 from limbeck_operator.manifests import CONTAINER, check_job, check_name, is_owned, owner_reference
 from limbeck_operator.plan import Delete, Event, Plan
 from limbeck_operator.times import Schedule, parse
@@ -57,14 +57,16 @@ class ObservedSchedule:
     defaults: Defaults = field(default_factory=Defaults)
 
 
-def read(document: Mapping[str, Any]) -> tuple[ScheduledDistillation, Schedule]:
+def read(document: Mapping[str, Any], defaults: Defaults) -> tuple[ScheduledDistillation, Schedule]:
     """The schedule that an object of the API server is.
 
     Raises:
         InputError: it is none that this operator can follow.
     """
     scheduled = model_of(document, ScheduledDistillation)
-    check_for_cluster(scheduled.spec.template.spec)
+    namespace, name = document["metadata"]["namespace"], document["metadata"]["name"]
+    spec = inherit(scheduled.spec.template.spec.wire(), defaults, namespace, name)
+    check_for_cluster(DistillationSpec.model_validate_json(json.dumps(spec)))
     return scheduled, parse(scheduled.spec.schedule, scheduled.spec.time_zone)
 
 
@@ -111,7 +113,7 @@ class _Reconcile:
             return Plan()  # its children go with it
         self._tell_of_children()
         try:
-            self._scheduled, self._times = read(self._object)
+            self._scheduled, self._times = read(self._object, self._observed.defaults)
         except InputError as error:
             if reason_of(self._status, SCHEDULED) != "InvalidSpec":
                 self._event("InvalidSpec", str(error), warning=True)
@@ -234,7 +236,7 @@ class _Reconcile:
             marks: annotations that say what the check is for.
         """
         manifest = check_job(
-            self._object, self._distillation(name), self._observed.defaults, champion=self._from_champion
+            self._object, self._inheriting(name), self._observed.defaults, champion=self._from_champion
         )
         job = self._checks.get(manifest["metadata"]["name"])
         if job is None:
@@ -389,6 +391,12 @@ class _Reconcile:
             spec["distill"]["warmStart"] = start
         fields = {"apiVersion": api.API_VERSION, "kind": api.DISTILLATION, "metadata": {"name": name}}
         return Distillation.model_validate_json(json.dumps({**fields, "spec": spec}))
+
+    def _inheriting(self, name: str) -> Distillation:
+        """The Distillation of that name with what it will be given, as its check needs it."""
+        made = self._distillation(name)
+        spec = inherit(made.spec.wire(), self._observed.defaults, self._metadata["namespace"], name)
+        return made.model_copy(update={"spec": DistillationSpec.model_validate_json(json.dumps(spec))})
 
     def _make(self, name: str, annotations: Mapping[str, str], look: _Look | None) -> None:
         template, start = self._spec.template, self._champion(look)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from limbeck.errors import InputError
-from limbeck.spec import DistillationSpec, Source
+from limbeck.spec import DistillationSpec, ScheduledDistillation, Source
 from limbeck.specfile import read_shared
+from limbeck.store import json_digest
 from limbeck_operator.distillation import reconcile
 from limbeck_operator.inherit import Defaults, inherit
 from limbeck_operator.observed import Observed
+from limbeck_operator.schedule import ObservedSchedule, reconcile_schedule
 from tests.operator.test_distillation import NOW, distillation
+from tests.operator.test_schedule import HOUR, MADE, RESULT, schedule
 
 SHARED = {
     "output": {"uri": "gs://results/{namespace}"},
@@ -90,3 +93,17 @@ def test_a_file_of_defaults_is_checked_line_by_line(tmp_path):
         with pytest.raises(InputError) as refusal:
             read_shared(file)
         assert f"{file}:{said}" in str(refusal.value)
+
+
+def test_a_schedule_looks_with_what_its_distillations_inherit():
+    document = schedule({"lastDone": {"name": "n-1", "result": RESULT}}, template={"source": {"uri": "gs://b/in"}})
+    del document["spec"]["template"]["spec"]["output"]
+    content = ScheduledDistillation.model_validate(document).spec.template.spec.content()
+    document["status"]["lastDone"]["content"] = json_digest(content)
+    seen = ObservedSchedule(document, defaults=Defaults(shared=SHARED))
+    plan = reconcile_schedule(seen, MADE + HOUR)
+    (check,) = plan.create
+    assert check["spec"]["template"]["spec"]["containers"][0]["image"] == "registry/limbeck@sha256:00"
+    assert "gs://results/ns" in check["spec"]["template"]["metadata"]["annotations"]["limbeck.dev/spec"]
+    without = reconcile_schedule(ObservedSchedule(document), MADE + HOUR)
+    assert without.status["conditions"][0]["reason"] == "InvalidSpec"
