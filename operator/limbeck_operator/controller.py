@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from limbeck.version import __version__
 from limbeck_operator import api
 from limbeck_operator.cache import Cache, Key, owner_of
 from limbeck_operator.conditions import holds
@@ -65,7 +66,8 @@ class Operator:
         self._queue: WorkQueue[Key] = WorkQueue()
         identity = os.environ.get("LIMBECK_POD_NAME") or socket.gethostname()
         self.identity = f"{identity}_{uuid.uuid4().hex[:8]}"
-        client = connect(settings.kubeconfig)
+        agent = f"{api.MANAGER}/{__version__} ({self.identity})"
+        client = connect(settings.kubeconfig, agent)
         self._kube = Kube(client)
         self._elector = LeaderElector(
             KubernetesLease(client, settings.lease_namespace, api.MANAGER),
@@ -80,6 +82,7 @@ class Operator:
             self._changed,
             resync=settings.resync,
             connection=client.configuration,
+            agent=agent,
         )
         self.metrics = Metrics(lambda: self._queue, self._cache, self._kube, lambda: self._elector.leads)
         self._worked = time.monotonic()

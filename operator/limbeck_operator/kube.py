@@ -189,8 +189,13 @@ class Kube:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
-def connect(kubeconfig: str | None = None) -> Any:
-    """A client by a kubeconfig file, else by the service account of this pod, else by the user's own kubeconfig."""
+def connect(kubeconfig: str | None = None, agent: str | None = None) -> Any:
+    """A client of an API server.
+
+    Args:
+        kubeconfig: a file; else the service account of this pod, else the user's own kubeconfig says where it is.
+        agent: who it says that it is, which the API server's audit log tells.
+    """
     if kubeconfig is None:
         try:
             config.load_incluster_config()
@@ -202,7 +207,10 @@ def connect(kubeconfig: str | None = None) -> Any:
         config.load_kube_config(kubeconfig, client_configuration=settings)
     settings.connection_pool_maxsize = _THREADS
     settings.retries = False
-    return client.ApiClient(settings)
+    found = client.ApiClient(settings)
+    if agent is not None:
+        found.user_agent = agent
+    return found
 
 
 def strip(kind: str, document: Document) -> Document:
