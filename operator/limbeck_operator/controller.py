@@ -16,10 +16,11 @@ from limbeck_operator import api
 from limbeck_operator.cache import Cache, Key, owner_of
 from limbeck_operator.conditions import holds
 from limbeck_operator.distillation import Observed, is_finished, reconcile
-from limbeck_operator.executor import Executor, NotLeadingError
+from limbeck_operator.executor import Executor
+from limbeck_operator.fuse import fuse
 from limbeck_operator.informer import Informer
 from limbeck_operator.kube import Document, Kube, Refused, connect
-from limbeck_operator.leader import KubernetesLease, LeaderElector, Terms
+from limbeck_operator.leader import KubernetesLease, LeaderElector, NotLeadingError, Terms
 from limbeck_operator.logs import about
 from limbeck_operator.manifests import Defaults, cluster_name
 from limbeck_operator.metrics import Metrics, condition_of
@@ -67,13 +68,15 @@ class Operator:
         identity = os.environ.get("LIMBECK_POD_NAME") or socket.gethostname()
         self.identity = f"{identity}_{uuid.uuid4().hex[:8]}"
         agent = f"{api.MANAGER}/{__version__} ({self.identity})"
-        client = connect(settings.kubeconfig, agent)
-        self._kube = Kube(client)
+        terms = Terms(settings.lease_seconds, settings.lease_seconds * 2 / 3, settings.lease_seconds * 2 / 15)
+        client = connect(settings.kubeconfig, agent, terms.lease - terms.renew)
         self._elector = LeaderElector(
             KubernetesLease(client, settings.lease_namespace, api.MANAGER),
             self.identity,
-            Terms(settings.lease_seconds, settings.lease_seconds * 2 / 3, settings.lease_seconds * 2 / 15),
+            terms,
+            fuse=fuse(),
         )
+        self._kube = Kube(client, self._elector.acting)
         self._executor = Executor(self._kube, self._cache, lambda: self._elector.leads, self.identity)
         self._informer = Informer(
             self._kube,
@@ -145,8 +148,9 @@ class Operator:
             started = time.monotonic()
             try:
                 again = await self._reconcile(key)
-            except NotLeadingError:
-                return
+            except NotLeadingError:  # this is cancelled then, unless the lease was renewed at the last moment
+                self._queue.add_rate_limited(key)
+                continue
             except Exception as error:
                 again = None
                 outcome = "conflict" if isinstance(error, Refused) and error.status == 409 else "error"

@@ -10,6 +10,7 @@ from typing import Any
 from limbeck_operator import api
 from limbeck_operator.cache import Cache
 from limbeck_operator.kube import Document, Kube, Refused
+from limbeck_operator.leader import NotLeadingError
 from limbeck_operator.logs import about
 from limbeck_operator.manifests import is_owned
 from limbeck_operator.plan import Delete, Event, Plan, Suspend
@@ -20,17 +21,13 @@ _SUSPENDER = f"{api.MANAGER}-suspend"  # another manager of fields, so that a Jo
 _FINAL = (400, 403, 422)  # answers that asking again soon does not change
 
 
-class NotLeadingError(Exception):
-    """Another replica may lead by now, so nothing was written."""
-
-
 class Executor:
     """Carries plans out, as long as this replica leads.
 
     Args:
         kube: the API server.
         cache: is told of every answer, so that the next reconcile knows what this one has done.
-        leads: asked right before each write.
+        leads: asked before each write, so that none is sent to `kube` in vain, which has the last word.
         reporter: who events are said to come from.
     """
 
