@@ -20,7 +20,7 @@ from limbeck_operator.manifests import CONTAINER, Defaults, cluster_name, is_own
 from limbeck_operator.plan import Delete, Event, Plan, Suspend
 
 SUSPENDED, PROGRESSING, COMPLETE, FAILED = "Suspended", "Progressing", "Complete", "Failed"
-_LOOK_AT_CLUSTER, _LOOK_FOR_KIND = timedelta(seconds=5), timedelta(minutes=1)
+_LOOK_AT_CLUSTER, _LOOK_FOR_KIND = timedelta(seconds=5), timedelta(seconds=30)
 
 M = TypeVar("M", bound=BaseModel)
 
