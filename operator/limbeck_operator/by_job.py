@@ -18,7 +18,7 @@ from limbeck_operator.manifests import CONTAINER, cluster_name, is_owned, ray_cl
 from limbeck_operator.observed import Observed
 from limbeck_operator.plan import Delete, Plan, Suspend
 
-_LOOK_AT_CLUSTER, _LOOK_FOR_KIND = timedelta(seconds=5), timedelta(minutes=1)
+_LOOK_AT_CLUSTER, _LOOK_FOR_KIND = timedelta(seconds=5), timedelta(seconds=30)
 _REASONS = {
     "PodFailurePolicy": "InvalidInput",
     "BackoffLimitExceeded": "BackoffLimitExceeded",

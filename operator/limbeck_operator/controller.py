@@ -13,16 +13,18 @@ from datetime import UTC, datetime, timedelta
 
 from limbeck.kubeflow import Access
 from limbeck.standing import Standing
+from limbeck.version import __version__
 from limbeck_operator import api
 from limbeck_operator.answers import Answers
 from limbeck_operator.cache import Cache, Key, key_of, owner_of
 from limbeck_operator.conditions import holds
 from limbeck_operator.distillation import is_finished, reconcile
-from limbeck_operator.executor import Executor, NotLeadingError
+from limbeck_operator.executor import Executor
+from limbeck_operator.fuse import fuse
 from limbeck_operator.informer import Informer
 from limbeck_operator.inherit import Defaults
 from limbeck_operator.kube import Document, Kube, Refused, connect
-from limbeck_operator.leader import KubernetesLease, LeaderElector, Terms
+from limbeck_operator.leader import KubernetesLease, LeaderElector, NotLeadingError, Terms
 from limbeck_operator.logs import about
 from limbeck_operator.manifests import cluster_name
 from limbeck_operator.metrics import Metrics, condition_of
@@ -78,13 +80,16 @@ class Operator:
         self._queue: WorkQueue[Key] = WorkQueue()
         identity = os.environ.get("LIMBECK_POD_NAME") or socket.gethostname()
         self.identity = f"{identity}_{uuid.uuid4().hex[:8]}"
-        client = connect(settings.kubeconfig)
-        self._kube = Kube(client)
+        agent = f"{api.MANAGER}/{__version__} ({self.identity})"
+        terms = Terms(settings.lease_seconds, settings.lease_seconds * 2 / 3, settings.lease_seconds * 2 / 15)
+        client = connect(settings.kubeconfig, agent, terms.lease - terms.renew)
         self._elector = LeaderElector(
             KubernetesLease(client, settings.lease_namespace, api.MANAGER),
             self.identity,
-            Terms(settings.lease_seconds, settings.lease_seconds * 2 / 3, settings.lease_seconds * 2 / 15),
+            terms,
+            fuse=fuse(),
         )
+        self._kube = Kube(client, self._elector.acting)
         self._pods = Pods()
         self._standings: Answers[Key, Standing | None] = Answers(
             self._news, lambda _: None, least=settings.progress_seconds
@@ -101,6 +106,7 @@ class Operator:
             self._changed,
             resync=settings.resync,
             connection=client.configuration,
+            agent=agent,
         )
         self.metrics = Metrics(lambda: self._queue, self._cache, self._kube, lambda: self._elector.leads)
         self._worked = time.monotonic()
@@ -175,8 +181,9 @@ class Operator:
             started = time.monotonic()
             try:
                 again = await self._reconcile(key)
-            except NotLeadingError:
-                return
+            except NotLeadingError:  # this is cancelled then, unless the lease was renewed at the last moment
+                self._queue.add_rate_limited(key)
+                continue
             except Exception as error:
                 again = None
                 outcome = "conflict" if isinstance(error, Refused) and error.status == 409 else "error"

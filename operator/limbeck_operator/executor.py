@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from limbeck_operator import api
 from limbeck_operator.cache import Cache
 from limbeck_operator.kube import Document, Kube, Refused
+from limbeck_operator.leader import NotLeadingError
 from limbeck_operator.logs import about
 from limbeck_operator.manifests import is_owned
 from limbeck_operator.plan import Delete, Event, Plan, Submit, Suspend
@@ -31,17 +32,13 @@ class Runs(Protocol):
         """Begin to terminate runs."""
 
 
-class NotLeadingError(Exception):
-    """Another replica may lead by now, so nothing was written."""
-
-
 class Executor:
     """Carries plans out, as long as this replica leads.
 
     Args:
         kube: the API server.
         cache: is told of every answer, so that the next reconcile knows what this one has done.
-        leads: asked right before each write.
+        leads: asked before each write, so that none is sent to `kube` in vain, which has the last word.
         reporter: who events are said to come from.
         runs: on Kubeflow.
     """

@@ -11,6 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import kopf
@@ -42,6 +43,16 @@ class _ForEver:
         return itertools.chain(_PATIENCE, itertools.repeat(5.0))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Connection(kopf.ConnectionInfo):
+    """One that says who asks."""
+
+    agent: str
+
+    def as_http_headers(self) -> dict[str, str]:
+        return {**super().as_http_headers(), "User-Agent": self.agent}
+
+
 class Informer:
     """Keeps a cache true.
 
@@ -52,6 +63,7 @@ class Informer:
         changed: told of the key of every object that has changed, or is gone.
         resync: seconds between whole lists.
         connection: how the client of `kube` is configured.
+        agent: who this says that it is.
     """
 
     def __init__(
@@ -63,9 +75,11 @@ class Informer:
         *,
         resync: float = 300.0,
         connection: Any,
+        agent: str,
     ) -> None:
         self._kube, self._cache, self._namespace = kube, cache, namespace
-        self._changed, self._resync, self._connection = changed, resync, connection
+        self._changed, self._resync = changed, resync
+        self._connection, self._agent = connection, agent
         self.ready = asyncio.Event()  # the cache is filled
         self.fresh = time.monotonic()  # when the API server was last heard of
 
@@ -107,7 +121,8 @@ class Informer:
         @kopf.on.login(registry=registry, retries=None)
         def login(**_: Any) -> kopf.ConnectionInfo:
             settings = self._connection
-            return kopf.ConnectionInfo(
+            return _Connection(
+                agent=self._agent,
                 server=settings.host,
                 ca_path=settings.ssl_ca_cert,
                 insecure=not settings.verify_ssl,

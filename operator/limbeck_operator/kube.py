@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import socket
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes import client, config
+from urllib3.connection import HTTPConnection
 
 from limbeck_operator import api
 
@@ -24,7 +27,8 @@ _PLACES = {  # of kinds: where their API is, and their plural
     "Event": ("apis/events.k8s.io/v1", "events"),
 }
 _TIMEOUTS = (5, 30)  # seconds to connect, and until an answer comes
-_WRITE_TIMEOUTS = (2, 3)  # less than lies between the end of one leadership and the start of another
+_WRITE_SECONDS = 5.0  # at most, until a write has ended
+_CONNECTING = 0.4  # of these, to connect
 _OF_PODS = ("phase", "podIP", "conditions", "containerStatuses")
 _PAGE = 500
 _THREADS = 16
@@ -42,10 +46,15 @@ class Kube:
     """An API server and who asks it.
 
     Every method raises `Refused`, or another exception when no answer comes.
+
+    Args:
+        api_client: of `connect`.
+        acting: around each write, in the very thread that sends it: gives the seconds within which it must have ended,
+            or raises an exception when nothing may be written.
     """
 
-    def __init__(self, api_client: Any) -> None:
-        self._client = api_client
+    def __init__(self, api_client: Any, acting: Callable[[], AbstractContextManager[float]]) -> None:
+        self._client, self._acting = api_client, acting
         self._threads = ThreadPoolExecutor(_THREADS, "kube")
         self.requests: dict[tuple[str, str], int] = {}  # by method and kind
 
@@ -169,7 +178,7 @@ class Kube:
         self.requests[method, kind] = self.requests.get((method, kind), 0) + 1
         content = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
 
-        def call() -> Any:
+        def ask(timeouts: tuple[float, float]) -> Any:
             try:
                 answer = self._client.call_api(
                     path,
@@ -180,17 +189,31 @@ class Kube:
                     auth_settings=["BearerToken"],
                     _preload_content=False,
                     _return_http_data_only=True,
-                    _request_timeout=_TIMEOUTS if method == "GET" else _WRITE_TIMEOUTS,
+                    _request_timeout=timeouts,
                 )
                 return json.loads(answer.data)
             except client.ApiException as error:
                 raise Refused(error.status, _message(error)) from None
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        def write() -> Any:
+            with self._acting() as left:
+                seconds = min(left, _WRITE_SECONDS)
+                return ask((_CONNECTING * seconds, (1 - _CONNECTING) * seconds))
+
+        if method == "GET":
+            return await asyncio.get_running_loop().run_in_executor(self._threads, ask, _TIMEOUTS)
+        return await _whole(self._threads.submit(write))
 
 
-def connect(kubeconfig: str | None = None) -> Any:
-    """A client by a kubeconfig file, else by the service account of this pod, else by the user's own kubeconfig."""
+def connect(kubeconfig: str | None = None, agent: str | None = None, unheard: float | None = None) -> Any:
+    """A client of an API server.
+
+    Args:
+        kubeconfig: a file; else the service account of this pod, else the user's own kubeconfig says where it is.
+        agent: who it says that it is, which the API server's audit log tells.
+        unheard: seconds after which the kernel gives up to send what no one has acknowledged, where it can be told so.
+            By itself it goes on for minutes, also when the connection was given up long before.
+    """
     if kubeconfig is None:
         try:
             config.load_incluster_config()
@@ -202,7 +225,14 @@ def connect(kubeconfig: str | None = None) -> Any:
         config.load_kube_config(kubeconfig, client_configuration=settings)
     settings.connection_pool_maxsize = _THREADS
     settings.retries = False
-    return client.ApiClient(settings)
+    found = client.ApiClient(settings)
+    if agent is not None:
+        found.user_agent = agent
+    if unheard is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        option = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * unheard))
+        pool = found.rest_client.pool_manager.connection_pool_kw
+        pool["socket_options"] = [*HTTPConnection.default_socket_options, option]
+    return found
 
 
 def strip(kind: str, document: Document) -> Document:
@@ -213,6 +243,25 @@ def strip(kind: str, document: Document) -> Document:
         status = {name: value for name, value in (document.get("status") or {}).items() if name in _OF_PODS}
         return {"metadata": metadata, "status": status}
     return {**document, "metadata": metadata}
+
+
+async def _whole(begun: Future[Any]) -> Any:
+    """What a thread's work gives. When this is cancelled, work that has not begun never does; other work ends first.
+
+    So nothing is still being written when whoever cancels this goes on, and gives the lease up.
+    """
+    work, interruption = asyncio.wrap_future(begun), None
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError as error:
+            begun.cancel()
+            interruption = error
+    if interruption is not None:
+        if not work.cancelled():
+            work.exception()  # nobody else asks
+        raise interruption
+    return work.result()
 
 
 def _message(error: Any) -> str:

@@ -1,7 +1,8 @@
 """Who of several replicas acts: a Lease of Kubernetes, as its own components use it.
 
 A lease is out when its record has not changed for its duration by the clock of the one who looks: clocks of machines
-need not agree. A leader that could not renew for less than that stops first, so that two never act at once.
+need not agree. A leader that could not renew for less than that stops first, and what it has begun to write is over by
+then, or the process is, so that two never act at once.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -25,6 +28,20 @@ _THREADS = 4  # of its own, so that a renewal waits for no other work
 
 class Conflict(Exception):  # noqa: N818 - what the API server said
     """Another one was faster."""
+
+
+class NotLeadingError(Exception):
+    """Another replica may lead by now, so nothing was written."""
+
+
+class Timer(Protocol):
+    """What ends this process: see `fuse.Fuse`."""
+
+    def light(self, seconds: float) -> None:
+        """Have this process end after so many seconds, unless this thread puts it out before."""
+
+    def put_out(self) -> None:
+        """Have it not end on this thread's account."""
 
 
 class LeaseApi(Protocol):
@@ -44,7 +61,7 @@ class LeaseApi(Protocol):
 class Terms:
     """Seconds: how long a lease holds, within which a leader must have renewed it, and between tries.
 
-    What a leader has begun to write must have ended within `lease` - `renew` after it stopped.
+    What a leader has begun to write has ended within `lease` - `renew` after it stopped: see `LeaderElector.acting`.
     """
 
     lease: float = 15.0
@@ -75,6 +92,7 @@ class LeaderElector:
         clock: of this machine; it never goes back.
         calendar: the time of day that the lease shows; nothing depends on it.
         chance: of the jitter of tries.
+        fuse: ends this process when a write lasts too long; None for none.
     """
 
     def __init__(
@@ -85,11 +103,14 @@ class LeaderElector:
         clock: Callable[[], float] = steady,
         calendar: Callable[[], datetime] = _utc_now,
         chance: random.Random | None = None,
+        fuse: Timer | None = None,
     ) -> None:
         self._lease, self._identity, self._terms = lease, identity, terms
         self._clock, self._calendar = clock, calendar
         self._chance = chance or random.Random()  # noqa: S311 - no secret
+        self._fuse = fuse
         self._until = float("-inf")  # until when this replica may act
+        self._alone = float("-inf")  # until when no other may
         self._held: dict[str, Any] | None = None  # the lease, as this replica last wrote it
         self._wrote = False  # whether it ever tried to
         self._seen: tuple[Any, Mapping[str, Any]] | None = None  # resourceVersion and spec of the last lease read
@@ -100,6 +121,29 @@ class LeaderElector:
     def leads(self) -> bool:
         """Whether this replica may act, this very moment."""
         return self._clock() < self._until
+
+    @contextmanager
+    def acting(self) -> Iterator[float]:
+        """Around one write, in any thread: gives the seconds within which it must have ended.
+
+        Whoever is stopped between a look at the clock and a write would write as soon as it goes on, though another
+        replica has led for long by then. So the fuse burns during writes, and is out before another one may lead.
+
+        Raises:
+            NotLeadingError: this replica may not act.
+        """
+        left = self._alone - self._clock()
+        if left <= 0:
+            raise NotLeadingError
+        if self._fuse is not None:
+            self._fuse.light(left)
+        try:
+            if not self.leads:  # asked after the fuse was lit, which may have been late
+                raise NotLeadingError
+            yield left
+        finally:
+            if self._fuse is not None:
+                self._fuse.put_out()
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
         """Contend for the lease, and run `lead` whenever it is held.
@@ -183,7 +227,7 @@ class LeaderElector:
             written = await self._lease.create(self._record({}), timeout)
         else:
             written = await self._lease.replace({**found, "spec": self._record(_spec(found))}, timeout)
-        self._held, self._until = written, asked + self._terms.renew
+        self._held, self._until, self._alone = written, asked + self._terms.renew, asked + self._terms.lease
         return True
 
     def _is_free(self, found: Mapping[str, Any] | None) -> bool:
@@ -208,7 +252,7 @@ class LeaderElector:
         mine = before.get("holderIdentity") == self._identity
         return {
             "holderIdentity": self._identity,
-            "leaseDurationSeconds": max(1, round(self._terms.lease)),
+            "leaseDurationSeconds": math.ceil(self._terms.lease),  # others wait no less than this one counts on
             "acquireTime": (before.get("acquireTime") if mine else None) or _micro_time(now),
             "renewTime": _micro_time(now),
             "leaseTransitions": transitions if mine or not before else transitions + 1,

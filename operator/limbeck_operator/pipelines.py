@@ -16,7 +16,7 @@ from limbeck_operator import api
 from limbeck_operator.answers import Answers
 from limbeck_operator.by_kubeflow import names_of
 from limbeck_operator.cache import Key, key_of
-from limbeck_operator.executor import NotLeadingError
+from limbeck_operator.leader import NotLeadingError
 from limbeck_operator.observed import Looked
 from limbeck_operator.plan import Submit
 

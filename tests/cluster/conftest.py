@@ -1,23 +1,17 @@
 from __future__ import annotations
 
-import signal
-import sys
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes import client
 
 from limbeck_operator.crds import crds
 from tests.cluster import binaries
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.kubelet import until
-from tests.cluster.operating import Objects, Replica
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.cluster.operating import ACCOUNT, Objects, Replica, fresh_namespace, granted, replicas
 
 
 @pytest.fixture(scope="session")
@@ -43,11 +37,8 @@ def admin(control_plane: ControlPlane) -> Any:
 @pytest.fixture
 def namespace(admin: Any) -> Iterator[str]:
     """A namespace of the test's own."""
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    core = client.CoreV1Api(admin)
-    core.create_namespace({"metadata": {"name": name}})
-    yield name
-    core.delete_namespace(name)
+    with fresh_namespace(admin) as name:
+        yield name
 
 
 @pytest.fixture(scope="session")
@@ -66,34 +57,16 @@ def defined(admin: Any) -> None:
 
 
 @pytest.fixture
-def account(admin, control_plane, defined, namespace) -> Path:
+def account(admin, control_plane, defined, namespace) -> Iterator[Path]:
     """A kubeconfig with the operator's rights of --namespace mode: a Role of one namespace, and nothing else."""
-    role = yaml.safe_load((ROOT / "operator" / "rbac" / "role.yaml").read_text())
-    rights = client.RbacAuthorizationV1Api(admin)
-    rights.create_namespaced_role(namespace, role)
-    binding = {
-        "metadata": {"name": "limbeck-operator"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]},
-        "subjects": [{"kind": "ServiceAccount", "name": "operator", "namespace": namespace}],
-    }
-    rights.create_namespaced_role_binding(namespace, binding)
-    return control_plane.account(namespace, "operator")
+    with granted(admin, "role.yaml", namespace):
+        yield control_plane.account(namespace, ACCOUNT)
 
 
 @pytest.fixture
 def start(account, namespace, tmp_path) -> Iterator[Callable[..., Replica]]:
-    started: list[Replica] = []
-
-    def begin(*options: str) -> Replica:
-        log = tmp_path / f"operator-{len(started)}.log"
-        started.append(Replica(account, log, "--namespace", namespace, *options))
-        return started[-1]
-
-    yield begin
-    for replica in started:
-        if replica.process.poll() is None:
-            replica.stop(signal.SIGKILL)
-        sys.stderr.write(replica.log.read_text())
+    with replicas(account, tmp_path, "--namespace", namespace) as begin:
+        yield begin
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ There are no nodes: tests play the kubelet, see `kubelet`.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import secrets
 import signal
@@ -13,6 +14,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,41 @@ _CONTROLLERS = (
     "root-ca-certificate-publisher-controller",
 )
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_AUDIT = {  # who asked for what, of service accounts: the operators of tests
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}],
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request to the API server, by its audit log.
+
+    Attributes:
+        account: the service account, as NAMESPACE:NAME.
+        agent: the user agent.
+        verb: of Kubernetes, such as list.
+        resource: such as jobs.batch, or jobs.batch/status; a path where it was for none.
+        namespace: that it was about; empty for all.
+        code: of the answer.
+        received: when it came.
+        answered: when the answer was sent, or begun in the case of a watch.
+    """
+
+    account: str
+    agent: str
+    verb: str
+    resource: str
+    namespace: str
+    code: int
+    received: datetime
+    answered: datetime
+
+    @property
+    def writes(self) -> bool:
+        return self.verb not in ("get", "list", "watch")
 
 
 class ControlPlane:
@@ -58,6 +96,7 @@ class ControlPlane:
             )
         )
         (self._folder / "tokens.csv").write_text(f'{self._token},admin,admin,"system:masters"\n')
+        (self._folder / "audit.yaml").write_text(yaml.safe_dump(_AUDIT))
         self._run(
             "etcd",
             f"--data-dir={self._folder / 'etcd'}",
@@ -103,6 +142,8 @@ class ControlPlane:
             "--advertise-address=127.0.0.1",
             "--service-cluster-ip-range=10.0.0.0/24",
             "--authorization-mode=RBAC",
+            f"--audit-policy-file={self._folder / 'audit.yaml'}",
+            f"--audit-log-path={self._folder / 'audit.log'}",
             f"--token-auth-file={self._folder / 'tokens.csv'}",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self._folder / 'accounts.key'}",
@@ -143,6 +184,19 @@ class ControlPlane:
         path = self._folder / f"{namespace}-{name}.kubeconfig"
         self._kubeconfig(path, token, namespace)
         return path
+
+    def asked(self, account: str) -> list[Asked]:
+        """What a service account (NAMESPACE:NAME) has asked for, in the order in which it came.
+
+        A request whose answer was sent only now may not be among it yet.
+        """
+        found = {}
+        with (self._folder / "audit.log").open() as log:
+            for line in log:
+                if f'"system:serviceaccount:{account}"' in line and line.endswith("\n"):
+                    entry = json.loads(line)
+                    found.setdefault(entry["auditID"], _asked(account, entry))  # a watch is there twice
+        return sorted(found.values(), key=lambda entry: entry.received)
 
     def memory(self) -> dict[str, int]:
         """Resident bytes of each process."""
@@ -229,6 +283,24 @@ class ControlPlane:
 
     def _tail(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text(errors="replace")[-3000:]
+
+
+def _asked(account: str, entry: dict[str, Any]) -> Asked:
+    reference = entry.get("objectRef")
+    resource = entry["requestURI"].partition("?")[0]
+    if reference is not None:
+        resource = ".".join(part for part in (reference["resource"], reference.get("apiGroup")) if part)
+        resource = "/".join(part for part in (resource, reference.get("subresource")) if part)
+    return Asked(
+        account=account,
+        agent=entry.get("userAgent", ""),
+        verb=entry["verb"],
+        resource=resource,
+        namespace=(reference or {}).get("namespace", ""),
+        code=entry["responseStatus"]["code"],
+        received=datetime.fromisoformat(entry["requestReceivedTimestamp"]),
+        answered=datetime.fromisoformat(entry["stageTimestamp"]),
+    )
 
 
 def _there(read: Callable[..., Any], *arguments: str) -> bool:

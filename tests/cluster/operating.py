@@ -9,14 +9,20 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kubernetes import client
 
 from limbeck_operator import api
 from tests.cluster.kubelet import pods_of, until
 
+RIGHTS = Path(__file__).parent.parent.parent / "operator" / "rbac"
+ACCOUNT = "operator"  # a service account
 COMMAND = (sys.executable, "-m", "limbeck.cli", "operator")
 OUTCOME = {
     "sourceFingerprint": "f00d",
@@ -29,6 +35,45 @@ OUTCOME = {
     "links": {"mlflow": "http://mlflow/#/run"},
     "stages": [{"name": "distill", "seconds": 12.5, "reused": False}],
 }
+
+
+@contextmanager
+def fresh_namespace(admin: Any) -> Iterator[str]:
+    """A namespace of its own."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    core = client.CoreV1Api(admin)
+    core.create_namespace({"metadata": {"name": name}})
+    try:
+        yield name
+    finally:
+        core.delete_namespace(name)
+
+
+@contextmanager
+def granted(admin: Any, file: str, namespace: str) -> Iterator[list[dict[str, Any]]]:
+    """The service account of a namespace has the roles of a file of operator/rbac, which are given."""
+    rights = client.RbacAuthorizationV1Api(admin)
+    roles = list(yaml.safe_load_all((RIGHTS / file).read_text()))
+    everywhere = [role["metadata"]["name"] for role in roles if role["kind"] == "ClusterRole"]
+    for role in roles:
+        name = role["metadata"]["name"]
+        binding = {
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role["kind"], "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}],
+        }
+        if name in everywhere:
+            rights.create_cluster_role(role)
+            rights.create_cluster_role_binding(binding)
+        else:
+            rights.create_namespaced_role(namespace, role)
+            rights.create_namespaced_role_binding(namespace, binding)
+    try:
+        yield roles
+    finally:
+        for name in everywhere:  # the others go with the namespace
+            rights.delete_cluster_role_binding(name)
+            rights.delete_cluster_role(name)
 
 
 class Replica:
@@ -60,6 +105,24 @@ class Replica:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(how)
         return self.process.wait(30)
+
+
+@contextmanager
+def replicas(account: Path, folder: Path, *options: str) -> Iterator[Callable[..., Replica]]:
+    """Starts replicas, with these options and more; none is left afterwards, and what they have said is shown."""
+    started: list[Replica] = []
+
+    def begin(*more: str) -> Replica:
+        started.append(Replica(account, folder / f"operator-{len(started)}.log", *options, *more))
+        return started[-1]
+
+    try:
+        yield begin
+    finally:
+        for replica in started:
+            if replica.process.poll() is None:
+                replica.stop(signal.SIGKILL)
+            sys.stderr.write(replica.log.read_text())
 
 
 class Objects:

@@ -105,7 +105,7 @@ def test_killed_fifty_times_it_makes_nothing_twice_and_forgets_nothing(objects, 
                 until_triggered = kill
             time.sleep(chance.uniform(0.5, 6.0))
             replica.stop(signal.SIGKILL)
-        start(*SHORT_LEASE)
+        start()  # with more patience than a second, which a busy machine takes now and then
         until(lambda: expected.items() <= ended(objects).items(), "all ended as they were played", 180)
         until(lambda: len(ended(objects)) == len(objects.all()), "those of the schedule ended, too", 180)
         triggered = [e for e in objects.all() if api.TRIGGERED_BY in (e["metadata"].get("annotations") or {})]

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 
 from limbeck.fanout.kuberay import LONGEST_NAME, RAY_VERSION, cluster_address, ray_cluster, token_environment
 from limbeck.spec import Execution
@@ -69,15 +65,9 @@ def strict(schema: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def published() -> jsonschema.Draft202012Validator:
-    if shutil.which("go") is None:
-        pytest.skip("KubeRay's schema comes from its Go module, and there is no go here")
-    asked = ["go", "mod", "download", "-json", f"{kuberay_release.MODULE}@{kuberay_release.VERSION}"]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-    module = json.loads(answer.stdout or "{}")
-    if "Dir" not in module:
-        pytest.skip(f"KubeRay's Go module cannot be had: {module.get('Error') or answer.stderr}")
-    assert module["Sum"] == kuberay_release.SUM
-    definition = yaml.safe_load((Path(module["Dir"]) / "config/crd/bases/ray.io_rayclusters.yaml").read_text())
+    definition, why = kuberay_release.definition()
+    if definition is None:
+        pytest.skip(why)
     (version,) = [entry for entry in definition["spec"]["versions"] if entry["name"] == "v1"]
     schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}

@@ -210,7 +210,7 @@ def test_a_ray_cluster_is_made_before_and_deleted_after():
 def test_without_kuberay_it_says_so_and_looks_again():
     plan = reconcile(Observed(distillation(RAY), has_ray=False), NOW)
     assert said(plan)["Progressing"] == ("False", "RayClusterUnavailable")
-    assert plan.again == NOW + timedelta(minutes=1)
+    assert plan.again == NOW + timedelta(seconds=30)
 
 
 def test_what_is_not_its_own_is_left_alone():

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from limbeck_operator.leader import Conflict, KubernetesLease, LeaderElector, Terms
+from limbeck_operator.leader import Conflict, KubernetesLease, LeaderElector, NotLeadingError, Terms
 from tests.operator.virtual import jump, now, run
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -536,6 +536,53 @@ def test_what_ends_by_itself_is_begun_again():
         await asyncio.sleep(20)
         task.cancel()
         assert 8 <= len(times) <= 11
+
+    run(main())
+
+
+def test_others_wait_no_less_than_the_leader_counts_on():
+    async def main():
+        lease, written = StrictLease(), []
+
+        async def lead() -> None:
+            written.append(lease.spec["leaseDurationSeconds"])
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(LeaderElector(Line(lease), "first", Terms(2.4, 1.6, 0.3), clock=now).run(lead))
+        await asyncio.sleep(1)
+        task.cancel()
+        assert written == [3]
+
+    run(main())
+
+
+def test_a_write_has_until_another_one_may_lead_and_the_fuse_burns_as_long():
+    class Seen(list):
+        def light(self, seconds: float) -> None:
+            self.append(seconds)
+
+        def put_out(self) -> None:
+            self.append(None)
+
+    async def main():
+        line, fuse = Line(StrictLease()), Seen()
+        elector = LeaderElector(line, "first", clock=now, fuse=fuse)
+        with pytest.raises(NotLeadingError), elector.acting():
+            pass
+        task = asyncio.create_task(elector.run(asyncio.Event().wait))
+        await asyncio.sleep(0.5)
+        assert fuse == []
+        line.down = True
+        with elector.acting() as seconds:
+            assert fuse == [seconds]
+            assert 14 < now() + seconds <= 15.5
+        assert fuse == [seconds, None]
+        await asyncio.sleep(seconds - 4)  # it could not be renewed
+        with pytest.raises(NotLeadingError), elector.acting():
+            pass
+        assert len(fuse) % 2 == 0
+        assert fuse[-1] is None
+        task.cancel()
 
     run(main())
 
