@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ import yaml
 from kubernetes import client, watch
 from rich.console import Console
 from rich.table import Table
+from urllib3.exceptions import HTTPError
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -89,15 +91,21 @@ class Births(threading.Thread):
     def __init__(self, admin: Any) -> None:
         super().__init__(daemon=True)
         self._batch = client.BatchV1Api(admin)
+        self._watch = watch.Watch()
         self.heard: dict[str, float] = {}
 
     def run(self) -> None:
-        """Watch, until the process ends."""
+        """Watch, until stopped, or the API server is."""
         version = self._batch.list_namespaced_job(NAMESPACE, limit=1).metadata.resource_version
-        for event in watch.Watch().stream(
-            self._batch.list_namespaced_job, NAMESPACE, resource_version=version, timeout_seconds=3600
-        ):
-            self.heard.setdefault(event["object"].metadata.name, time.monotonic())
+        with suppress(HTTPError):
+            for event in self._watch.stream(
+                self._batch.list_namespaced_job, NAMESPACE, resource_version=version, timeout_seconds=3600
+            ):
+                self.heard.setdefault(event["object"].metadata.name, time.monotonic())
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._watch.stop()
 
 
 def steadily(objects: Objects, births: Births, seconds: float, pause: float) -> list[float]:
@@ -123,7 +131,7 @@ def steadily(objects: Objects, births: Births, seconds: float, pause: float) -> 
 def main(
     distillations: Annotated[int, typer.Option(help="Made at first.")] = 5000,
     schedules: Annotated[int, typer.Option(help="Made at first.")] = 1000,
-    seconds: Annotated[float, typer.Option(help="Of the steady state.")] = 180.0,
+    seconds: Annotated[float, typer.Option(help="Of the steady state.")] = 300.0,
     pause: Annotated[float, typer.Option(help="Seconds between two objects then.")] = 0.5,
 ) -> None:
     """Memory, latency and requests of the operator."""
@@ -157,9 +165,12 @@ def _measure(
             found = samples(replica.get("metrics")[1])
             progressing = found.get(("limbeck_objects", 'condition="Progressing",kind="Distillation"'), 0)
             scheduled = found.get(("limbeck_objects", 'condition="Scheduled",kind="ScheduledDistillation"'), 0)
-            _say(f"  {progressing:.0f} and {scheduled:.0f} after {time.monotonic() - started:.0f} s")
-            time.sleep(5)
-            return progressing >= distillations and scheduled >= schedules
+            waiting = found.get(("limbeck_queue_depth", ""), math.inf)
+            _say(
+                f"  {progressing:.0f} and {scheduled:.0f} after {time.monotonic() - started:.0f} s; {waiting:.0f} wait"
+            )
+            time.sleep(2)
+            return progressing >= distillations and scheduled >= schedules and waiting == 0
 
         until(reconciled, "everything reconciled", 1800)
         all_after = time.monotonic() - started
@@ -171,6 +182,7 @@ def _measure(
         probes = sorted(steadily(objects, births, seconds, pause))
         after, elapsed = samples(replica.get("metrics")[1]), time.monotonic() - clock
         requests = sum(v - before.get(k, 0.0) for k, v in after.items() if k[0] == "limbeck_api_requests_total")
+        births.stop()
         table = Table(title=f"{distillations} Distillations, {schedules} schedules; steady for {elapsed:.0f} s")
         table.add_column("")
         table.add_column("measured", justify="right")

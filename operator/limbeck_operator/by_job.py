@@ -19,6 +19,7 @@ from limbeck_operator.observed import Observed
 from limbeck_operator.plan import Delete, Plan, Suspend
 
 _LOOK_AT_CLUSTER, _LOOK_FOR_KIND = timedelta(seconds=5), timedelta(seconds=30)
+_NO_POD = "WaitingForPod", "the Job has no pod yet"
 _REASONS = {
     "PodFailurePolicy": "InvalidInput",
     "BackoffLimitExceeded": "BackoffLimitExceeded",
@@ -88,7 +89,7 @@ class ByJob:
                 return waiting
         if job is None:
             draft.event("Started", f"created Job {draft.name}", first="startTime")
-            status = draft.going("JobCreated", f"Job {draft.name} is made")
+            status = draft.going(*_NO_POD)  # which is so until there is one: one write less
             manifest = run_job(draft.object, self._distillation, self._observed.defaults)
             return draft.make(status, create=[manifest], again=deadline)
         suspend = []
@@ -166,7 +167,7 @@ class ByJob:
             if status.get("phase") in (None, "Pending"):
                 return "Pending", f"pod {pod['metadata']['name']} is not running yet"
             break
-        return "WaitingForPod", "the Job has no pod yet"
+        return _NO_POD
 
     def _last_words(self) -> str:
         """What the pod that failed last has said."""

@@ -76,7 +76,7 @@ def test_a_new_one_gets_its_job():
     (manifest,) = plan.create
     assert (manifest["kind"], manifest["metadata"]["name"]) == ("Job", "one")
     assert (manifest["spec"]["backoffLimit"], manifest["spec"]["activeDeadlineSeconds"]) == (4, 60)
-    assert said(plan) == {"Suspended": ("False", "NotSuspended"), "Progressing": ("True", "JobCreated")}
+    assert said(plan) == {"Suspended": ("False", "NotSuspended"), "Progressing": ("True", "WaitingForPod")}
     assert plan.status["startTime"] == timestamp(NOW)
     assert plan.status["observedGeneration"] == 2
     assert plan.again == NOW + timedelta(seconds=60)
