@@ -1,4 +1,4 @@
-"""One container of a pod: a process that is started, probed, stopped and started again, and what a kubelet says of it."""
+"""One container of a pod: a process that is started, probed, stopped and started again, and its status."""
 
 from __future__ import annotations
 

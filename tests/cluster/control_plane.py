@@ -1,6 +1,6 @@
 """A real control plane for tests: etcd, kube-apiserver and kube-controller-manager as processes of this machine.
 
-By default there are no nodes: tests play the kubelet, see `kubelet`. With `nodes`, pods are scheduled and run, see `node`.
+By default there are no nodes: tests play the kubelet, see `kubelet`. With `nodes`, pods are bound and run, see `node`.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class ControlPlane:
         self._token = secrets.token_hex(16)
         self.port, self._etcd, self._etcd_peer, self._manager, self._scheduler = _free_ports(5)
         self.url = f"https://127.0.0.1:{self.port}"
-        # With nodes this address is put on an interface of this machine, so it is one that no network of it should have:
-        # of the range that RFC 2544 keeps for benchmarks.
+        # With nodes this address is put on an interface of this machine, so it is one that no network of it should
+        # have: of the range that RFC 2544 keeps for benchmarks.
         services = f"198.18.{random.randrange(256)}" if nodes else "10.0.0"
         self._services, self.service_address = f"{services}.0/24", f"{services}.1"
         self.admin = folder / "admin.kubeconfig"

@@ -1,4 +1,4 @@
-"""The network of a node's pods: a bridge on which each has an address; the host is on it, too, and nothing beyond it."""
+"""The network of a node's pods: a bridge on which each has an address; this machine is on it, and nothing beyond."""
 
 from __future__ import annotations
 

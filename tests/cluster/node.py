@@ -1,10 +1,10 @@
-"""A node for tests: runs the pods that are bound to it as processes of this machine, and says of them what a kubelet does.
+"""A node for tests: it runs the pods that are bound to it as processes of this machine, and reports as a kubelet does.
 
 True are scheduling, the order and the life of containers, their file systems, users and rights, volumes, service
-accounts, addresses, probes and status. Not true is the image: every container sees this machine's root file system, with
-the virtual environment of the tests first in PATH, but nothing in /tmp and in the user's home, whatever image it names;
-only one whose name begins with `missing/` is not found. Services have no proxy: their names are their ready pods' addresses, so that a port must be its target port.
-Resources are counted by the scheduler and not enforced.
+accounts, addresses, probes and status. Not true is the image: whatever image a container names, it sees this machine's
+root file system, with nothing in /tmp and in the user's home, and the virtual environment of the tests first in PATH;
+only an image whose name begins with `missing/` is not found. Services have no proxy: their names are their ready pods'
+addresses, so that a port must be its target port. Resources are counted by the scheduler and not enforced.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.cluster.pod import Image, Pod, Surroundings
 from tests.cluster.wire import Wire
 
 ROOT = Path(__file__).parent.parent.parent
-_TURN_SECONDS, _SLOW_TURN_SECONDS, _START_SECONDS = 0.1, 1.0, 30.0
+_TURN_SECONDS, _SLOW_TURN_SECONDS, _START_SECONDS = 0.2, 1.0, 30.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OURS = "limbeck.dev/test-node"  # label of the volumes that a node has made
 _TRIAL = """
@@ -223,9 +223,9 @@ class Node:
         except Exception:  # one pod that this node cannot run must not keep it from the others
             self._tell_once(f"{pod.namespace}/{pod.name}: the test node failed: {traceback.format_exc()}")
         status = pod.status()
-        if status != pod.reported:
-            if self._wire.patch(f"{pod.path}/status", {"metadata": {"uid": pod.uid}, "status": status}):
-                pod.reported = status
+        change = {"metadata": {"uid": pod.uid}, "status": status}
+        if status != pod.reported and self._wire.patch(f"{pod.path}/status", change):
+            pod.reported = status
         metadata = manifest["metadata"]
         if metadata.get("deletionTimestamp") and pod.has_ended and metadata.get("deletionGracePeriodSeconds") != 0:
             self._wire.delete(pod.path, {"gracePeriodSeconds": 0, "preconditions": {"uid": pod.uid}})
@@ -290,7 +290,7 @@ class Node:
 
 
 def _image(environment: Mapping[str, str], entrypoint: tuple[str, ...]) -> Image:
-    """This machine as an image: without what is its user's own, but for the interpreter, its environment and this code."""
+    """This machine as an image: nothing of its user's but the interpreter, its environment and this code."""
     needed = {path.resolve() for path in (ROOT, Path(sys.prefix), Path(sys.base_prefix))}
     passed = {folder for path in needed for folder in path.parents} - {Path("/")}
     closed = {folder for folder in passed if folder.stat().st_mode & 0o005 != 0o005}

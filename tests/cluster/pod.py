@@ -258,14 +258,14 @@ class Pod:
             "environment": environment,
             "cwd": spec.get("workingDir") or "/",
             "emptied": list(image.emptied),
-            "mounts": mounts + self._volumes.mounts(spec, said),
+            "mounts": mounts + self._volumes.mounts(spec, said, self._sandbox.pid),
         }
 
     def _end_if_asked(self) -> None:
         metadata, spec = self.manifest["metadata"], self.manifest["spec"]
         limit = spec.get("activeDeadlineSeconds")
         if metadata.get("deletionTimestamp"):
-            # The API server has added the grace to the time of the request; a shorter one may have been asked for since.
+            # The API server has added the grace to the time of the request; a shorter one may be asked for since.
             left = datetime.fromisoformat(metadata["deletionTimestamp"]) - datetime.now(UTC)
             grace = min(left.total_seconds() + 1, metadata.get("deletionGracePeriodSeconds", 30))
         elif limit is not None and time.monotonic() - self._started > limit:

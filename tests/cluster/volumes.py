@@ -29,17 +29,21 @@ class Volumes:
     read_only: set[str] = field(default_factory=set)
     memory: list[dict[str, str]] = field(default_factory=list)
 
-    def mounts(self, container: Object, environment: Mapping[str, str]) -> list[list[Any]]:
-        """A container's mounts, as the launcher takes them: what, where, whether read-only; the outer first."""
+    def mounts(self, container: Object, environment: Mapping[str, str], sandbox: int) -> list[list[Any]]:
+        """A container's mounts, as the launcher takes them: what, where, whether read-only; the outer first.
+
+        Args:
+            container: of a manifest.
+            environment: its variables.
+            sandbox: process of the pod; it alone sees the volumes in memory.
+        """
         found: list[list[Any]] = []
         for mount in container.get("volumeMounts") or []:
             source = self.folders[mount["name"]]
             within = mount.get("subPath") or expand(mount.get("subPathExpr", ""), environment)
             if within:
+                _make(Path(f"/proc/{sandbox}/root{source}"), within)
                 source = source / within
-                if not source.exists():
-                    source.mkdir(parents=True)
-                    _own(source, source.parent.stat().st_gid, source.parent.stat().st_mode & 0o7777)
             read_only = bool(mount.get("readOnly")) or mount["name"] in self.read_only
             found.append([str(source), mount["mountPath"], read_only])
         return sorted(found, key=lambda entry: entry[1].rstrip("/").count("/"))
@@ -158,6 +162,15 @@ def _write(folder: Path, files: list[tuple[str, bytes, int]], group: int | None)
         if group is not None:
             os.chown(file, -1, group)
             file.chmod(mode | 0o440)
+
+
+def _make(volume: Path, within: str) -> None:
+    """Make the folder of a subPath, where it is not there, with the rights of the volume's."""
+    like = volume.stat()
+    for folder in [*reversed((volume / within).relative_to(volume).parents), Path(within)]:
+        if not (volume / folder).exists():
+            (volume / folder).mkdir()
+            _own(volume / folder, like.st_gid, like.st_mode & 0o777)
 
 
 def _memory(volume: Object, group: int | None) -> str:
