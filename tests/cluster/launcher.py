@@ -66,7 +66,7 @@ def watch(settings: dict[str, Any]) -> None:
     joined = ("net", "ipc", "uts", "mnt")
     for kind, namespace in [(k, os.open(f"/proc/{settings['sandbox']}/ns/{k}", os.O_RDONLY)) for k in joined]:
         _call("setns", namespace, _CLONE[kind])
-    _call("unshare", _CLONE["mnt"] | _CLONE["pid"])
+    _call("unshare", _CLONE["pid"])
     child = os.fork()
     if child == 0:
         try:
@@ -93,6 +93,7 @@ def contain(settings: dict[str, Any]) -> None:
     """Become the container's command, in its file system and with its rights."""
     os.setsid()
     os.umask(0o022)
+    _call("unshare", _CLONE["mnt"])  # by the container alone: who is in there when the root is changed is taken along
     _enter_root(settings)
     _devices()
     for source, target, read_only in settings["mounts"]:

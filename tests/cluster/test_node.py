@@ -19,6 +19,7 @@ from kubernetes import client
 from tests.cluster import binaries
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.kubelet import pods_of, until
+from tests.cluster.network import service_addresses
 from tests.cluster.node import Node, missing
 
 RESTRICTED = {
@@ -62,8 +63,7 @@ def core(plane) -> Any:
 @pytest.fixture
 def space(core, node) -> Iterator[str]:
     name = f"test-{uuid.uuid4().hex[:8]}"
-    labels = {"pod-security.kubernetes.io/warn": "restricted"}
-    core.create_namespace({"metadata": {"name": name, "labels": labels}})
+    core.create_namespace({"metadata": {"name": name}})
     until(lambda: core.list_namespaced_service_account(name).items, "its account")
     yield name
     core.delete_namespace(name)
@@ -170,6 +170,22 @@ def test_two_replicas_of_a_deployment_serve_under_its_name(plane, core, space, n
     assert ended("asks") == (0, "", "200\n" * 4)
     apps.patch_namespaced_deployment("web", space, {"spec": {"replicas": 1}})
     until(lambda: len(node.addresses(space, "web")) == 1, "one address")
+
+
+def test_a_service_whose_port_a_proxy_would_translate_leads_nowhere_and_says_so():
+    container = {"name": "main", "ports": [{"name": "http", "containerPort": 8080}]}
+    labels = {"app": "web", "more": "yes"}
+    pod = {"metadata": {"namespace": "a", "labels": labels}, "spec": {"containers": [container]}}
+    pods = [(pod, "198.19.0.2", True), (pod, "198.19.0.3", False)]
+
+    def found(**port: Any) -> tuple[list[str], str]:
+        spec = {"selector": {"app": "web"}, "ports": [port]}
+        return service_addresses({"metadata": {"namespace": "a", "name": "web"}, "spec": spec}, pods)
+
+    assert found(port=8080, targetPort="http") == found(port=8080) == (["198.19.0.2"], "")
+    addresses, why = found(port=80, targetPort="http")
+    assert addresses == []
+    assert why.startswith("its port 80 is 8080 of its pods")
 
 
 def test_a_pod_gets_itself_with_its_service_account(plane, core, space, run, ended):
