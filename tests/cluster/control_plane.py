@@ -1,6 +1,6 @@
 """A real control plane for tests: etcd, kube-apiserver and kube-controller-manager as processes of this machine.
 
-There are no nodes: tests play the kubelet, see `kubelet`.
+By default there are no nodes: tests play the kubelet, see `kubelet`. With `nodes`, pods are bound and run, see `node`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -31,6 +32,17 @@ _CONTROLLERS = (
     "namespace-controller",
     "serviceaccount-controller",
     "root-ca-certificate-publisher-controller",
+)
+_CONTROLLERS_OF_NODES = (
+    "clusterrole-aggregation-controller",
+    "deployment-controller",
+    "disruption-controller",
+    "endpointslice-controller",
+    "persistentvolume-binder-controller",
+    "persistentvolume-protection-controller",
+    "persistentvolumeclaim-protection-controller",
+    "replicaset-controller",
+    "ttl-after-finished-controller",
 )
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _AUDIT = {  # who asked for what, of service accounts: the operators of tests
@@ -76,15 +88,22 @@ class ControlPlane:
     Args:
         binaries: folder of etcd, kube-apiserver and kube-controller-manager.
         folder: for data, logs and kubeconfigs.
+        nodes: that there will be nodes. Then there are a scheduler and the controllers of Deployments, volume claims,
+            disruption budgets and of Jobs' time to live, too, and the API server listens on every interface, so that
+            pods reach it as `service_address`, which its certificate names.
     """
 
-    def __init__(self, binaries: Path, folder: Path) -> None:
-        self._binaries, self._folder = binaries, folder
+    def __init__(self, binaries: Path, folder: Path, *, nodes: bool = False) -> None:
+        self._binaries, self._folder, self._nodes = binaries, folder, nodes
         folder.mkdir(parents=True, exist_ok=True)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._token = secrets.token_hex(16)
-        self._port, self._etcd, self._etcd_peer, self._manager = _free_ports(4)
-        self.url = f"https://127.0.0.1:{self._port}"
+        self.port, self._etcd, self._etcd_peer, self._manager, self._scheduler = _free_ports(5)
+        self.url = f"https://127.0.0.1:{self.port}"
+        # With nodes this address is put on an interface of this machine, so it is one that no network of it should
+        # have: of the range that RFC 2544 keeps for benchmarks.
+        services = f"198.18.{random.randrange(256)}" if nodes else "10.0.0"
+        self._services, self.service_address = f"{services}.0/24", f"{services}.1"
         self.admin = folder / "admin.kubeconfig"
 
     def start(self) -> None:
@@ -115,19 +134,27 @@ class ControlPlane:
             f"--kubeconfig={self.admin}",
             f"--service-account-private-key-file={self._folder / 'accounts.key'}",
             f"--root-ca-file={self._folder / 'certificates' / 'apiserver.crt'}",
-            f"--controllers={','.join(_CONTROLLERS)}",
+            f"--controllers={','.join(_CONTROLLERS + (_CONTROLLERS_OF_NODES if self._nodes else ()))}",
             "--use-service-account-credentials=false",
             "--leader-elect=false",
             f"--secure-port={self._manager}",
             f"--cert-dir={self._folder / 'certificates'}",
             "--concurrent-gc-syncs=2",
         )
+        if self._nodes:
+            self._run(
+                "kube-scheduler",
+                f"--kubeconfig={self.admin}",
+                "--leader-elect=false",
+                f"--secure-port={self._scheduler}",
+                f"--cert-dir={self._folder / 'certificates'}",
+            )
         core = client.CoreV1Api(self.client())
         self._until(lambda: _there(core.read_namespaced_service_account, "default", "default"), "an account")
 
     def stop(self) -> None:
         """Leave nothing running."""
-        for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
+        for name in ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"):
             self._end(name)
 
     def start_apiserver(self) -> None:
@@ -137,10 +164,10 @@ class ControlPlane:
             "kube-apiserver",
             f"--etcd-servers=http://127.0.0.1:{self._etcd}",
             f"--cert-dir={certificates}",
-            f"--secure-port={self._port}",
-            "--bind-address=127.0.0.1",
+            f"--secure-port={self.port}",
+            f"--bind-address={'0.0.0.0' if self._nodes else '127.0.0.1'}",
             "--advertise-address=127.0.0.1",
-            "--service-cluster-ip-range=10.0.0.0/24",
+            f"--service-cluster-ip-range={self._services}",
             "--authorization-mode=RBAC",
             f"--audit-policy-file={self._folder / 'audit.yaml'}",
             f"--audit-log-path={self._folder / 'audit.log'}",
