@@ -1,5 +1,6 @@
 # `make demo` and `make test` need nothing but python3 (3.11 or later) with venv; all else they install into .venv.
-# Where there is Go, `make test` builds a Kubernetes control plane once, into the user's cache, some ten minutes.
+# Where there is Go, `make test` builds a Kubernetes control plane, Helm and kubectl once, into the user's cache, some
+# twenty minutes.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,6 +39,7 @@ generate: $(INSTALLED)
 	$(BIN)/python -m limbeck.reference docs
 	$(BIN)/python -m limbeck_pipelines.generate .
 	$(BIN)/python -m limbeck_operator.generate .
+	$(BIN)/python -m charts.generate .
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 

@@ -10,9 +10,9 @@ from typing import Any
 from limbeck.fanout.kuberay import (
     CONTAINER_SECURITY,
     LONGEST_NAME,
-    POD_SECURITY,
     Seen,
     cluster_address,
+    pod_security,
     ray_cluster,
     token_environment,
 )
@@ -29,6 +29,7 @@ _FOLDER = "/etc/limbeck"
 _SPEC = f"{api.GROUP}/spec"  # annotation of a pod, which it sees as a file
 _WRONG_INPUT = 2  # exit code of a run that no retry can help
 _LONGEST_NAME = 63  # of a Job, which is a label of its pods
+_SCRATCH, _SHARED_MEMORY = "100Gi", "2Gi"  # bounds of a pod's /tmp and /dev/shm; nothing of them is set aside
 _GRACE_SECONDS = 120  # for saving what is being trained
 _UNITS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "n": 1e-9, "u": 1e-6}
 _UNITS |= {f"{unit}i": 2.0 ** (10 * (power + 1)) for power, unit in enumerate("KMGTPE")}
@@ -172,12 +173,10 @@ def _pod(distillation: Distillation, defaults: Defaults, arguments: list[str], r
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
     ]
     field = {"fieldPath": f"metadata.annotations['{_SPEC}']"}
-    shm: dict[str, Any] = {"medium": "Memory"}
-    if resources.shared_memory is not None:
-        shm["sizeLimit"] = resources.shared_memory
+    shm = {"medium": "Memory", "sizeLimit": resources.shared_memory or _SHARED_MEMORY}
     volumes: list[dict[str, Any]] = [
         {"name": "spec", "downwardAPI": {"items": [{"path": f"{distillation.metadata.name}.yaml", "fieldRef": field}]}},
-        {"name": "tmp", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": _SCRATCH}},
         {"name": "shm", "emptyDir": shm},
     ]
     seen = Seen(execution)
@@ -210,7 +209,7 @@ def _pod(distillation: Distillation, defaults: Defaults, arguments: list[str], r
                 "volumeMounts": mounts,
             }
         ],
-        "securityContext": POD_SECURITY,
+        "securityContext": pod_security(execution),
         "volumes": volumes,
     }
     account = execution.service_account or defaults.service_account

@@ -15,7 +15,7 @@ TOKEN_KEY = "auth_token"  # noqa: S105 - the name of a key; KubeRay puts the tok
 _TMP = "/tmp"  # noqa: S108 - the pod's own
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
-POD_SECURITY = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+_GROUP = 65532  # the image's, to which new volumes are made writable
 CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -148,7 +148,7 @@ def _pod(
                 **({"ports": ports} if ports else {}),
             }
         ],
-        "securityContext": POD_SECURITY,
+        "securityContext": pod_security(execution),
         "volumes": [
             {"name": "tmp", "emptyDir": {"sizeLimit": node.scratch}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": node.shared_memory}},
@@ -168,6 +168,12 @@ def _pod(
     if execution.service_account is not None:
         spec["serviceAccountName"] = execution.service_account
     return {"metadata": {"labels": dict(labels)}, "spec": spec}
+
+
+def pod_security(execution: Execution) -> dict[str, Any]:
+    """The security context of pods, which are not root and yet write to their volumes."""
+    writable = {"fsGroup": _GROUP, "fsGroupChangePolicy": "OnRootMismatch"} if execution.volumes else {}
+    return {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **writable}
 
 
 class Seen:
