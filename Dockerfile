@@ -38,7 +38,8 @@ ENV PATH=/opt/limbeck/bin:/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin
     PYTHONPATH=/opt/limbeck \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    HOME=/tmp
+    HOME=/tmp \
+    USER=limbeck
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["limbeck"]

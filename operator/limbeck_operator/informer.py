@@ -86,12 +86,14 @@ class Informer:
     async def run(self) -> None:
         """Keep the cache true until cancelled; returns when kopf was told to stop by a signal."""
         lists = asyncio.create_task(self._lists(), name="lists")
+        identity: Any = self._agent  # kopf would look up the user by name, and in a container there may be none
         try:
             await self.ready.wait()
             await kopf.operator(
                 registry=self._registry(),
                 settings=self._settings(),
                 standalone=True,
+                identity=identity,
                 clusterwide=self._namespace is None,
                 namespaces=() if self._namespace is None else (self._namespace,),
             )
