@@ -562,4 +562,4 @@ def notes(helm, given):
         (copy / "templates" / "_notes.tpl").write_text('{{ define "notes" }}' + body + "{{ end }}")
         shown = '{"kind": "Notes", "metadata": {"name": "notes"}, "text": {{ include "notes" . | toJson }}}\n'
         (copy / "templates" / "notes.yaml").write_text(shown)
-        return find(list(documents(text(given, helm, chart=copy))), "Notes")["text"]
+        return find(documents(text(given, helm, chart=copy)), "Notes")["text"]

@@ -184,7 +184,7 @@ def test_kubectl_brings_the_definitions_up_to_date_and_keeps_objects(cluster, ea
     _upgraded(cluster, objects, lambda: apply(earlier), lambda: apply(CHART))
 
 
-@pytest.mark.parametrize(("first", "second"), [("helm3", "helm4"), ("helm3", "helm3"), ("helm4", "helm4")])
+@pytest.mark.parametrize(("first", "second"), [("helm3", "helm4"), ("helm4", "helm4")])
 def test_an_upgrade_brings_the_definitions_up_to_date_and_keeps_objects(
     first, second, cluster, chart, earlier, objects, restored
 ):
