@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ from tests.charts.rendering import (
     pods,
     render,
     text,
+    tool,
 )
 from tests.stages.tiny import workshop
 
@@ -98,6 +100,13 @@ def test_a_selector_finds_the_pods_of_its_own_component_alone(values):
             wanted = selector.get("matchLabels", selector)
             found = [name for name, given in labels.items() if wanted.items() <= given.items()]
             assert found == [manifest["metadata"]["name"]]
+
+
+@pytest.mark.parametrize("helm", HELMS)
+def test_helm_has_nothing_to_find_fault_with(helm):
+    command = [tool(helm), "lint", "--strict", "--kube-version", "1.36", str(CHART)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert said.returncode == 0, said.stdout
 
 
 # names and images
