@@ -480,15 +480,14 @@ def test_what_helm_test_runs_is_a_distillation_and_nothing_of_it_needs_more_righ
     assert {m["kind"] for m in hooks} == {"ServiceAccount", "Role", "RoleBinding", "ConfigMap", "Pod"}
 
 
-def test_what_helm_test_runs_takes_seconds_and_recovers_some_gap_or_none(tmp_path):
+def test_what_helm_test_runs_is_enough_to_recover_a_gap(tmp_path):
     from limbeck.runner import Run
 
     document = yaml.safe_load((CHART / "files" / "test.yaml").read_text())
     document["spec"] |= {"output": {"uri": str(tmp_path)}, "tracking": {"enabled": False}}
     summary: Summary = Run(Distillation.model_validate(document), workshop(str(tmp_path))).all()
-    assert summary.distilled.images == 10
-    assert summary.recovered_gaps
-    assert sum(stage.seconds for stage in summary.stages) < 60
+    assert summary.distilled.images == 20
+    assert all(gap.value is not None for gap in summary.recovered_gaps)
 
 
 # refusals
