@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,12 @@ def tool(name: str) -> str:
 def render(
     values: Manifest | None = None, helm: str = "helm4", *options: str, release: str = "limbeck", namespace: str = "lab"
 ) -> list[Manifest]:
-    """The objects of the chart.
+    """The objects of the chart, to be looked at and not to be changed.
 
     Raises:
         Refused: it is not rendered.
     """
-    return list(documents(text(values, helm, *options, release=release, namespace=namespace)))
+    return documents(text(values, helm, *options, release=release, namespace=namespace))
 
 
 def text(
@@ -166,9 +166,10 @@ def _output(command: Sequence[str], given: str) -> str:
     return done.stdout
 
 
-def documents(rendered: str) -> Iterator[Manifest]:
-    """The objects of a text."""
-    yield from (document for document in yaml.load_all(rendered, yaml.CSafeLoader) if document)
+@cache
+def documents(rendered: str) -> list[Manifest]:
+    """The objects of a text; the same ones again and again, to be looked at."""
+    return [document for document in yaml.load_all(rendered, yaml.CSafeLoader) if document]
 
 
 def find(manifests: list[Manifest], kind: str, name: str | None = None) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ from tests.charts.rendering import (
     pods,
     render,
     text,
+    tool,
 )
 from tests.stages.tiny import workshop
 
@@ -98,6 +100,13 @@ def test_a_selector_finds_the_pods_of_its_own_component_alone(values):
             wanted = selector.get("matchLabels", selector)
             found = [name for name, given in labels.items() if wanted.items() <= given.items()]
             assert found == [manifest["metadata"]["name"]]
+
+
+@pytest.mark.parametrize("helm", HELMS)
+def test_helm_has_nothing_to_find_fault_with(helm):
+    command = [tool(helm), "lint", "--strict", "--kube-version", "1.36", str(CHART)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert said.returncode == 0, said.stdout
 
 
 # names and images
@@ -471,15 +480,14 @@ def test_what_helm_test_runs_is_a_distillation_and_nothing_of_it_needs_more_righ
     assert {m["kind"] for m in hooks} == {"ServiceAccount", "Role", "RoleBinding", "ConfigMap", "Pod"}
 
 
-def test_what_helm_test_runs_takes_seconds_and_recovers_some_gap_or_none(tmp_path):
+def test_what_helm_test_runs_is_enough_to_recover_a_gap(tmp_path):
     from limbeck.runner import Run
 
     document = yaml.safe_load((CHART / "files" / "test.yaml").read_text())
     document["spec"] |= {"output": {"uri": str(tmp_path)}, "tracking": {"enabled": False}}
     summary: Summary = Run(Distillation.model_validate(document), workshop(str(tmp_path))).all()
-    assert summary.distilled.images == 10
-    assert summary.recovered_gaps
-    assert sum(stage.seconds for stage in summary.stages) < 60
+    assert summary.distilled.images == 20
+    assert all(gap.value is not None for gap in summary.recovered_gaps)
 
 
 # refusals
@@ -562,4 +570,4 @@ def notes(helm, given):
         (copy / "templates" / "_notes.tpl").write_text('{{ define "notes" }}' + body + "{{ end }}")
         shown = '{"kind": "Notes", "metadata": {"name": "notes"}, "text": {{ include "notes" . | toJson }}}\n'
         (copy / "templates" / "notes.yaml").write_text(shown)
-        return find(list(documents(text(given, helm, chart=copy))), "Notes")["text"]
+        return find(documents(text(given, helm, chart=copy)), "Notes")["text"]

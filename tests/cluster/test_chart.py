@@ -89,6 +89,8 @@ def cluster(control_plane, tmp_path) -> Cluster:
 def test_the_api_server_takes_every_combination(values, admin, cluster, monitored, namespace):
     account = {"metadata": {"name": "limbeck-test"}}  # without which no pod is taken, and a dry run makes none
     client.CoreV1Api(admin).create_namespaced_service_account(namespace, account)
+    if values and "crds" not in values:  # they are large, and the same as by default
+        values = {**values, "crds": {"enabled": False}}
     rendered = text(values, namespace=namespace)
     said = cluster.kubectl("apply", "-n", namespace, "--dry-run=server", "--validate=strict", "-f", "-", given=rendered)
     assert said.count("(server dry run)") == len(render(values, namespace=namespace))
@@ -184,7 +186,7 @@ def test_kubectl_brings_the_definitions_up_to_date_and_keeps_objects(cluster, ea
     _upgraded(cluster, objects, lambda: apply(earlier), lambda: apply(CHART))
 
 
-@pytest.mark.parametrize(("first", "second"), [("helm3", "helm4"), ("helm3", "helm3"), ("helm4", "helm4")])
+@pytest.mark.parametrize(("first", "second"), [("helm3", "helm4"), ("helm4", "helm4")])
 def test_an_upgrade_brings_the_definitions_up_to_date_and_keeps_objects(
     first, second, cluster, chart, earlier, objects, restored
 ):
