@@ -130,7 +130,8 @@ class Informer:
                 insecure=not settings.verify_ssl,
                 certificate_path=settings.cert_file,
                 private_key_path=settings.key_file,
-                token=(settings.get_api_key_with_prefix("authorization") or "").removeprefix("Bearer ") or None,
+                token=(settings.get_api_key_with_prefix("authorization") or "").rpartition(" ")[2]
+                or None,  # "bearer ..."
             )
 
         for kind, (group, version, plural) in _RESOURCES.items():

@@ -79,7 +79,7 @@ class Page:
             capture_output=True,
             text=True,
             check=False,
-            timeout=900,
+            timeout=600,
         )
         for line in done.stdout.splitlines():
             self._story(f"    {line}")
