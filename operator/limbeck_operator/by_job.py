@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from limbeck.outcome import Outcome
 from limbeck.spec import Distillation
 from limbeck.standing import Standing
-from limbeck_operator import api
+from limbeck_operator import bounds
 from limbeck_operator.conditions import holds, reason_of
 from limbeck_operator.drafting import COMPLETE, FAILED, Draft
 from limbeck_operator.manifests import CONTAINER, cluster_name, is_owned, ray_cluster_of, run_job
@@ -119,8 +119,8 @@ class ByJob:
         if standing is None or not standing.run:
             return {}
         stages = [stage.model_dump(mode="json", by_alias=True, exclude_none=True) for stage in standing.stages]
-        links = {name: link for name, link in standing.links.items() if name in api.Links.model_fields}
-        changes: dict[str, Any] = {"stages": stages or None, "progress": _progress_of(standing)}
+        links = bounds.links(standing.links)
+        changes: dict[str, Any] = {"stages": bounds.stages(stages), "progress": _progress_of(standing)}
         if links:
             changes["links"] = {**(self._draft.status.get("links") or {}), **links}
         return changes
@@ -205,7 +205,7 @@ def _progress_of(standing: Standing) -> dict[str, Any] | None:
     if standing.stage is None:
         return None
     told = {"stage", "percentage", "estimated_remaining_seconds", "metrics", "last_updated_time"}
-    return standing.model_dump(mode="json", by_alias=True, exclude_none=True, include=told)
+    return bounds.progress(standing.model_dump(mode="json", by_alias=True, exclude_none=True, include=told))
 
 
 def _terminated(pod: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from limbeck.kubeflow import CANCELED, CANCELING, DONE, SUCCEEDED, Run, Task
 from limbeck.outcome import Outcome
 from limbeck.spec import Distillation
+from limbeck_operator import bounds
 from limbeck_operator.conditions import instant, timestamp
 from limbeck_operator.drafting import Draft
 from limbeck_operator.observed import Looked, Observed
@@ -138,14 +139,15 @@ class ByKubeflow:
         stages: dict[str, dict[str, Any]] = {}
         for task in run.tasks:
             stages[task.name] = _stage(task)
-        links = {**(self._draft.status.get("links") or {}), "kubeflow": run.link}
-        changes: dict[str, Any] = {"stages": list(stages.values()) or None, "links": links}
+        links = {**(self._draft.status.get("links") or {}), **bounds.links({"kubeflow": run.link})}
+        changes: dict[str, Any] = {"stages": bounds.stages(stages.values()), "links": links}
         running = [name for name, stage in stages.items() if stage["state"] == "Running"]
         if not running:
             return {**changes, "progress": None}
         before = self._draft.status.get("progress") or {}
-        since = before.get("lastUpdatedTime") if before.get("stage") == running[-1] else None
-        progress = {"stage": running[-1], "lastUpdatedTime": since or timestamp(self._draft.now)}
+        stage = bounds.short(running[-1])
+        since = before.get("lastUpdatedTime") if before.get("stage") == stage else None
+        progress = {"stage": stage, "lastUpdatedTime": since or timestamp(self._draft.now)}
         return {**changes, "progress": progress}
 
 

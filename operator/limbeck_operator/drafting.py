@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from limbeck.outcome import Outcome
-from limbeck_operator import api
+from limbeck_operator import api, bounds
 from limbeck_operator.conditions import Said, conditions, holds, instant, reason_of, timestamp
 from limbeck_operator.plan import Delete, Event, Plan, Suspend
 
@@ -96,17 +96,20 @@ class Draft:
     def complete(self, outcome: Outcome | None, **changes: Any) -> Plan:
         """It is complete; None where nobody can say any more what came of it."""
         given: dict[str, Any] = {}
-        if outcome is None:
+        result = None
+        if outcome is not None:
+            told = outcome.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"links", "stages"})
+            result = bounds.result(told)
+        if outcome is None or result is None:
             message = "complete; what came of it is in the output, since nobody could say it here"
         else:
-            result = outcome.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"links", "stages"})
-            links = {**(self.status.get("links") or {}), **changes.get("links", {}), **outcome.links}
+            links = {**(self.status.get("links") or {}), **changes.get("links", {}), **bounds.links(outcome.links)}
             given = {"result": result, "links": links}
             if outcome.stages:
-                given["stages"] = [
+                given["stages"] = bounds.stages(
                     {"name": stage.name, "state": "Complete", "seconds": stage.seconds, "reused": stage.reused}
                     for stage in outcome.stages
-                ]
+                )
             message = _in_words(outcome)
         self.event("Complete", message)
         status = self.next(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -19,12 +20,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from limbeck.cluster import check_for_cluster
+from limbeck.cluster import check_for_cluster, check_for_kubeflow
 from limbeck.errors import InputError
 from limbeck.outcome import Outcome
 from limbeck.spec import REGISTERED, Distillation, DistillationSpec, ScheduledDistillation
 from limbeck.store import json_digest
 from limbeck_operator import api
+from limbeck_operator.bounds import short
 from limbeck_operator.conditions import Said, conditions, holds, instant, reason_of, timestamp
 from limbeck_operator.distillation import is_finished, model_of
 from limbeck_operator.drafting import COMPLETE, FAILED
@@ -36,6 +38,10 @@ from limbeck_operator.times import Schedule, parse
 SCHEDULED = "Scheduled"
 _LOOK_AT_CHECK = timedelta(seconds=15)
 _TOO_MANY = 100  # missed times, from which on they are not counted
+_LONGEST, _LONGEST_TRIGGER = 1024, 253  # as the status has them
+
+_MARK = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")  # name or value of a label
+_PREFIX = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,27 @@ def read(document: Mapping[str, Any], defaults: Defaults) -> tuple[ScheduledDist
     """
     scheduled = model_of(document, ScheduledDistillation)
     namespace, name = document["metadata"]["namespace"], document["metadata"]["name"]
-    spec = inherit(scheduled.spec.template.spec.wire(), defaults, namespace, name)
-    check_for_cluster(DistillationSpec.model_validate_json(json.dumps(spec)))
+    template = scheduled.spec.template
+    spec = inherit(template.spec.wire(), defaults, namespace, name)
+    fields = {"apiVersion": api.API_VERSION, "kind": api.DISTILLATION, "metadata": {"name": name}}
+    made = model_of({**fields, "spec": spec}, Distillation).spec
+    check_for_cluster(made)
+    if made.execution.backend == "kubeflow":
+        check_for_kubeflow(made)
+    _check_marks("labels", template.labels, values=True)
+    _check_marks("annotations", template.annotations, values=False)
     return scheduled, parse(scheduled.spec.schedule, scheduled.spec.time_zone)
+
+
+def _check_marks(kind: str, marks: Mapping[str, str], *, values: bool) -> None:
+    """See that the API server takes labels or annotations: the definition says no more than how long they may be."""
+    for name, value in marks.items():
+        prefix, _, own = name.rpartition("/")
+        where = f"spec.template.{kind}"
+        if not _MARK.fullmatch(own) or len(name) > 317 or ("/" in name and not _PREFIX.fullmatch(prefix)):
+            raise InputError(where, f"{name!r} as a name", "at most 63 letters, digits, - _ and ., after DOMAIN/ say")
+        if values and value and not _MARK.fullmatch(value):
+            raise InputError(f"{where}.{name}", repr(value), "at most 63 letters, digits, - _ and .")
 
 
 @dataclass(frozen=True)
@@ -294,13 +318,16 @@ class _Reconcile:
 
     def _skip(self, due: datetime, reason: str, message: str) -> None:
         self._dealt_with(due)
-        self._status["lastSkip"] = {"time": timestamp(due), "reason": reason, "message": message}
+        self._status["lastSkip"] = {"time": timestamp(due), "reason": reason, "message": message[:_LONGEST]}
         self._event("Skipped", f"{timestamp(due)}: {message}", warning=reason == "TooLate")
 
     def _new_trigger(self) -> str | None:
         """The value of the annotation, where it is not dealt with."""
         value: str | None = (self._metadata.get("annotations") or {}).get(api.TRIGGER)
-        return value if value and value != self._status.get("lastTrigger") else None
+        if not value:
+            return None
+        value = short(value, _LONGEST_TRIGGER)  # as the status has room for it
+        return value if value != self._status.get("lastTrigger") else None
 
     def _trigger(self) -> datetime | None:
         """Run once for every new value of the annotation, whatever the schedule and the sources say."""

@@ -107,3 +107,13 @@ def test_a_schedule_looks_with_what_its_distillations_inherit():
     assert "gs://results/ns" in check["spec"]["template"]["metadata"]["annotations"]["limbeck.dev/spec"]
     without = reconcile_schedule(ObservedSchedule(document), MADE + HOUR)
     assert without.status["conditions"][0]["reason"] == "InvalidSpec"
+
+
+def test_a_schedule_that_contradicts_the_defaults_says_so():
+    document = schedule(template={"execution": {"ray": {"cluster": {}}}})
+    shared = {"execution": {"ray": {"address": "ray://head:10001"}}}
+    plan = reconcile_schedule(ObservedSchedule(document, defaults=Defaults(shared=shared)), MADE + HOUR)
+    assert plan.create == []
+    (condition,) = plan.status["conditions"]
+    assert condition["reason"] == "InvalidSpec"
+    assert "a cluster and an address" in condition["message"]

@@ -265,6 +265,57 @@ def test_a_trigger_works_while_suspended_and_does_not_ask_the_source():
     assert [manifest["kind"] for manifest in world.step(MADE + MINUTE).create] == [api.DISTILLATION]
 
 
+def test_a_trigger_of_any_length_runs_once_and_its_status_has_room_for_it():
+    world = World(schedule(annotations={api.TRIGGER: "x" * 300}, successfulRunsHistoryLimit=0))
+    assert len(world.step(MADE + MINUTE).create) == 1
+    api.ScheduledDistillationStatus.model_validate(world.status)
+    world.end(complete(world.now))
+    world.step()
+    assert world.children == []
+    assert world.step().create == []
+    world.document["metadata"]["annotations"][api.TRIGGER] = "x" * 301
+    assert len(world.step().create) == 1
+
+
+def test_however_many_still_run_a_skip_can_be_written():
+    world = World(schedule(concurrencyPolicy="Allow"))
+    world.document["metadata"]["name"] = "n" * 52
+    for hour in range(1, 30):
+        world.step(MADE + hour * HOUR)
+    world.document["spec"]["concurrencyPolicy"] = "Forbid"
+    world.step(MADE + 30 * HOUR)
+    assert world.status["lastSkip"]["reason"] == "StillRunning"
+    api.ScheduledDistillationStatus.model_validate(world.status)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ({"labels": {"team": "a b"}}, "spec.template.labels.team"),
+        ({"labels": {"-": "a"}}, "spec.template.labels"),
+        ({"annotations": {"A/B/c": ""}}, "spec.template.annotations"),
+    ],
+)
+def test_marks_that_the_api_server_would_refuse_are_told_before_anything_is_due(template, said):
+    world = World(schedule())
+    world.document["spec"]["template"] |= template
+    world.step(MADE + MINUTE)
+    (condition,) = world.status["conditions"]
+    assert condition["reason"] == "InvalidSpec"
+    assert condition["message"].startswith(said)
+    good = {"labels": {"example.com/team": "a.b_C-1", "none": ""}, "annotations": {"note": "any text, at all"}}
+    world.document["spec"]["template"] |= {"annotations": {}} | good
+    world.step(MADE + 2 * MINUTE)
+    assert world.status["conditions"][0]["status"] == "True"
+
+
+def test_what_kubeflow_would_not_take_is_told_by_the_schedule():
+    execution = {"backend": "kubeflow", "resources": {"teacher": {"memory": "1.5Gi"}}}
+    world = World(schedule(template={"execution": execution}))
+    assert world.step(MADE + HOUR).create == []
+    assert "for Kubeflow" in world.status["conditions"][0]["message"]
+
+
 # ---- starting from the champion
 
 CHAMPION = {"model": "digits", "version": 3, "champion": True}
