@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from limbeck.outcome import Outcome
 from limbeck.spec import Distillation
 from limbeck.standing import Standing
-from limbeck_operator import bounds
+from limbeck_operator import api, bounds
 from limbeck_operator.conditions import holds, reason_of
 from limbeck_operator.drafting import COMPLETE, FAILED, Draft
-from limbeck_operator.manifests import CONTAINER, cluster_name, is_owned, ray_cluster_of, run_job
+from limbeck_operator.manifests import CONTAINER, cluster_name, is_owned, ray_cluster_of, run_job, settings_of
 from limbeck_operator.observed import Observed
 from limbeck_operator.plan import Delete, Plan, Suspend
 
@@ -91,6 +91,10 @@ class ByJob:
             status = draft.going("JobCreated", f"Job {draft.name} is made")
             manifest = run_job(draft.object, self._distillation, self._observed.defaults)
             return draft.make(status, create=[manifest], again=deadline)
+        if self._is_of_other_settings(job):
+            draft.delete.append(Delete("Job", job["metadata"]["name"], job["metadata"]["uid"]))
+            status = draft.going("JobBeingDeleted", "its settings have changed; another Job is made")
+            return draft.make(status, again=draft.now + _LOOK_AT_CLUSTER)
         suspend = []
         if job["spec"].get("suspend"):
             suspend = [Suspend(job["metadata"]["name"], False)]
@@ -104,6 +108,13 @@ class ByJob:
         again = self._ask_again(reason, deadline)
         status = draft.going(reason, message, retries=retries, **self._progress())
         return draft.make(status, suspend=suspend, again=again)
+
+    def _is_of_other_settings(self, job: Mapping[str, Any]) -> bool:
+        """Whether a Job that does not work yet, or no longer, was made before its settings were edited."""
+        if not job["spec"].get("suspend") and self._draft.started is not None:
+            return False  # once it has started they stay
+        known = job["metadata"].get("annotations") or {}
+        return api.CONTENT in known and known[api.CONTENT] != settings_of(self._draft.object)
 
     def _ask_again(self, reason: str, deadline: datetime | None) -> datetime | None:
         """A pod that runs is asked how far it is, again and again."""

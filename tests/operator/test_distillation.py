@@ -273,3 +273,26 @@ def test_it_settles(execution, made):
     third = reconcile(Observed(document | {"status": second.status or first.status}, made), NOW)
     assert third.status is None
     assert third.events == []
+
+
+def test_edited_while_suspended_it_has_another_job_of_the_new_settings():
+    made = reconcile(Observed(distillation()), NOW).create[0]
+    mine = job({"suspend": True})
+    mine["metadata"]["annotations"] = made["metadata"]["annotations"]
+    document = distillation({"backoffLimit": 9, "activeDeadlineSeconds": 60})  # which may change at any time
+    assert reconcile(Observed(document, mine), NOW).suspend == [Suspend("one", False)]
+    document["spec"]["seed"] = 7
+    plan = reconcile(Observed(document, mine), NOW)
+    assert (plan.delete, plan.suspend) == ([Delete("Job", "one", "Job-uid")], [])
+    document["status"] = plan.status
+    (another,) = reconcile(Observed(document), NOW).create
+    assert another["metadata"]["annotations"] != made["metadata"]["annotations"]
+
+
+def test_edited_before_its_start_was_noted_it_has_another_job_and_never_once_it_was():
+    mine = job({})
+    mine["metadata"]["annotations"] = reconcile(Observed(distillation()), NOW).create[0]["metadata"]["annotations"]
+    document = distillation()
+    document["spec"]["seed"] = 7
+    assert reconcile(Observed(document, mine), NOW).delete == [Delete("Job", "one", "Job-uid")]
+    assert reconcile(Observed(document | {"status": {"startTime": AGO}}, mine), NOW).delete == []
