@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from limbeck_operator import api
-from tests.cluster.kubelet import until
+from tests.cluster.kubelet import succeed, until
 from tests.cluster.operating import OUTCOME, Objects
 from tests.pipelines.kubeflow import Kubeflow, state, task
 
@@ -89,6 +89,19 @@ def test_it_is_terminated_when_suspended_or_deleted(objects, operate, kubeflow):
     objects.delete("one")
     until(lambda: objects.get("one") is None, "its end", 60)
     assert second["state"] == "CANCELING"
+
+
+def test_edited_while_suspended_to_be_a_job_it_is_one(objects, operate, kubeflow):
+    operate()
+    on_kubeflow(objects, "one")
+    run = run_of(kubeflow, "one")
+    run |= state("RUNNING")
+    objects.patch("one", {"spec": {"execution": {"suspend": True}}})
+    until(lambda: run["state"] == "CANCELING", "the run's termination", 60)
+    objects.patch("one", {"spec": {"execution": {"backend": "job", "suspend": False}}})
+    succeed(objects.admin, objects.namespace, objects.pod("one"), OUTCOME)
+    until(lambda: objects.condition("one", "Complete") == ("True", "Complete"), "completion", 60)
+    assert finalizers(objects, "one") == []
 
 
 def test_a_failure_is_told_in_the_words_of_the_stage(objects, operate, kubeflow):
