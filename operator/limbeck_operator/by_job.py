@@ -16,7 +16,7 @@ from limbeck_operator.conditions import holds, reason_of
 from limbeck_operator.drafting import COMPLETE, FAILED, Draft
 from limbeck_operator.manifests import CONTAINER, cluster_name, is_owned, ray_cluster_of, run_job, settings_of
 from limbeck_operator.observed import Observed
-from limbeck_operator.plan import Delete, Plan, Suspend
+from limbeck_operator.plan import Delete, Limit, Plan, Suspend
 
 _LOOK_AT_CLUSTER, _LOOK_FOR_KIND = timedelta(seconds=5), timedelta(seconds=30)
 _REASONS = {
@@ -107,7 +107,16 @@ class ByJob:
         reason, message = self._pods_say()
         again = self._ask_again(reason, deadline)
         status = draft.going(reason, message, retries=retries, **self._progress())
-        return draft.make(status, suspend=suspend, again=again)
+        return draft.make(status, limit=self._limits(job), suspend=suspend, again=again)
+
+    def _limits(self, job: Mapping[str, Any]) -> list[Limit]:
+        """What has been edited since its Job was made and may be at any time."""
+        execution, spec = self._execution, job["spec"]
+        wanted = {"backoffLimit": execution.backoff_limit, "activeDeadlineSeconds": execution.active_deadline_seconds}
+        if api.CONTENT not in (job["metadata"].get("annotations") or {}):
+            return []  # it is not as this operator makes them
+        changed = {name: value for name, value in wanted.items() if spec.get(name) != value}
+        return [Limit(job["metadata"]["name"], job["metadata"]["uid"], changed)] if changed else []
 
     def _is_of_other_settings(self, job: Mapping[str, Any]) -> bool:
         """Whether a Job that does not work yet, or no longer, was made before its settings were edited."""
