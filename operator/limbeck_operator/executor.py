@@ -100,6 +100,9 @@ class Executor:
                 raise
             found = await self._kube.get(kind, metadata["namespace"], metadata["name"])
             if found is None or not is_owned(found, owner):
+                if found is not None:
+                    taken = f"{kind} {metadata['name']}: there is one of this name that is not its own"
+                    await self._record(owner, Event("FailedCreate", taken, "Warning"))
                 raise
             made = found
         self._cache.put(kind, made)

@@ -32,6 +32,7 @@ _CONNECTING = 0.4  # of these, to connect
 _OF_PODS = ("phase", "podIP", "conditions", "containerStatuses")
 _MERGE = "application/merge-patch+json"
 _PAGE = 500
+_LONGEST_NOTE = 1024  # bytes
 _THREADS = 16
 
 
@@ -146,7 +147,7 @@ class Kube:
             "reportingInstance": reporter,
             "action": reason,
             "reason": reason,
-            "note": note[:1024],
+            "note": note.encode()[:_LONGEST_NOTE].decode(errors="ignore"),
             "type": kind,
             "regarding": {
                 "apiVersion": regarding["apiVersion"],
