@@ -48,6 +48,7 @@ class Answers(Generic[K, A]):
         self._gate = asyncio.Semaphore(at_once)
         self._answers: dict[K, _Answer[A]] = {}
         self._under_way: dict[K, asyncio.Task[None]] = {}
+        self._forgotten: set[K] = set()  # while something is under way
 
     @property
     def seconds(self) -> float:
@@ -62,6 +63,7 @@ class Answers(Generic[K, A]):
             about: what is asked; the answer to another question is none.
             ask: asks.
         """
+        self._forgotten.discard(key)
         known = self._answers.get(key)
         if known is not None and known.about != about:
             known = None
@@ -74,6 +76,7 @@ class Answers(Generic[K, A]):
 
         What goes wrong becomes the answer to the question `about`.
         """
+        self._forgotten.discard(key)
         if key not in self._under_way:
             self._answers.pop(key, None)
             self._begin(key, lambda: self._act(key, about, action))
@@ -81,6 +84,8 @@ class Answers(Generic[K, A]):
     def forget(self, key: K) -> None:
         """Nobody asks about a key any more."""
         self._answers.pop(key, None)
+        if key in self._under_way:
+            self._forgotten.add(key)
 
     async def close(self) -> None:
         """Forget everything, and wait until nothing is under way."""
@@ -89,6 +94,7 @@ class Answers(Generic[K, A]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._answers.clear()
+        self._forgotten.clear()
 
     def _begin(self, key: K, work: Callable[[], Awaitable[None]]) -> None:
         async def begun() -> None:
@@ -97,8 +103,16 @@ class Answers(Generic[K, A]):
                     await work()
             finally:
                 del self._under_way[key]
+                if key in self._forgotten:
+                    self._forgotten.discard(key)
+                    self._answers.pop(key, None)
 
-        self._under_way[key] = asyncio.create_task(begun())
+        def ended(task: asyncio.Task[None]) -> None:  # cancelled before its first step, it has tidied nothing up
+            if self._under_way.get(key) is task:
+                del self._under_way[key]
+
+        task = self._under_way[key] = asyncio.create_task(begun())
+        task.add_done_callback(ended)
 
     async def _ask(self, key: K, about: Hashable, ask: Callable[[], Awaitable[A]]) -> None:
         try:

@@ -27,7 +27,7 @@ TRIGGER = f"{GROUP}/trigger"  # on a schedule: any new value runs it once, at on
 TRIGGERED_BY = f"{GROUP}/triggered-by"  # on a Distillation or check: the value that it was made for
 CHECKED = f"{GROUP}/checked"  # on a check: digest of what it is, which tells whether it still is what would be made
 SCHEDULED_AT = f"{GROUP}/scheduled-at"  # on a Distillation or check: the time that it was due
-CONTENT = f"{GROUP}/content"  # on a Distillation: digest of the settings that shape the set
+CONTENT = f"{GROUP}/content"  # on a Distillation or its Job: digest of the settings that shape the set, or the Job
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from limbeck.outcome import Outcome
 from limbeck.spec import Distillation
 from limbeck.standing import Standing
-from limbeck_operator import bounds
+from limbeck_operator import api, bounds
 from limbeck_operator.conditions import holds, reason_of
 from limbeck_operator.drafting import COMPLETE, FAILED, Draft
-from limbeck_operator.manifests import CONTAINER, cluster_name, is_owned, ray_cluster_of, run_job
+from limbeck_operator.manifests import CONTAINER, cluster_name, is_owned, ray_cluster_of, run_job, settings_of
 from limbeck_operator.observed import Observed
-from limbeck_operator.plan import Delete, Plan, Suspend
+from limbeck_operator.plan import Delete, Limit, Plan, Suspend
 
 _LOOK_AT_CLUSTER, _LOOK_FOR_KIND = timedelta(seconds=5), timedelta(seconds=30)
 _NO_POD = "WaitingForPod", "the Job has no pod yet"
@@ -92,6 +92,10 @@ class ByJob:
             status = draft.going(*_NO_POD)  # which is so until there is one: one write less
             manifest = run_job(draft.object, self._distillation, self._observed.defaults)
             return draft.make(status, create=[manifest], again=deadline)
+        if self._is_of_other_settings(job):
+            draft.delete.append(Delete("Job", job["metadata"]["name"], job["metadata"]["uid"]))
+            status = draft.going("JobBeingDeleted", "its settings have changed; another Job is made")
+            return draft.make(status, again=draft.now + _LOOK_AT_CLUSTER)
         suspend = []
         if job["spec"].get("suspend"):
             suspend = [Suspend(job["metadata"]["name"], False)]
@@ -104,7 +108,23 @@ class ByJob:
         reason, message = self._pods_say()
         again = self._ask_again(reason, deadline)
         status = draft.going(reason, message, retries=retries, **self._progress())
-        return draft.make(status, suspend=suspend, again=again)
+        return draft.make(status, limit=self._limits(job), suspend=suspend, again=again)
+
+    def _limits(self, job: Mapping[str, Any]) -> list[Limit]:
+        """What has been edited since its Job was made and may be at any time."""
+        execution, spec = self._execution, job["spec"]
+        wanted = {"backoffLimit": execution.backoff_limit, "activeDeadlineSeconds": execution.active_deadline_seconds}
+        if api.CONTENT not in (job["metadata"].get("annotations") or {}):
+            return []  # it is not as this operator makes them
+        changed = {name: value for name, value in wanted.items() if spec.get(name) != value}
+        return [Limit(job["metadata"]["name"], job["metadata"]["uid"], changed)] if changed else []
+
+    def _is_of_other_settings(self, job: Mapping[str, Any]) -> bool:
+        """Whether a Job that does not work yet, or no longer, was made before its settings were edited."""
+        if not job["spec"].get("suspend") and self._draft.started is not None:
+            return False  # once it has started they stay
+        known = job["metadata"].get("annotations") or {}
+        return api.CONTENT in known and known[api.CONTENT] != settings_of(self._draft.object)
 
     def _ask_again(self, reason: str, deadline: datetime | None) -> datetime | None:
         """A pod that runs is asked how far it is, again and again."""

@@ -16,12 +16,13 @@ from limbeck.kubeflow import CANCELED, CANCELING, DONE, SUCCEEDED, Run, Task
 from limbeck.outcome import Outcome
 from limbeck.spec import Distillation
 from limbeck_operator import bounds
-from limbeck_operator.conditions import instant, timestamp
-from limbeck_operator.drafting import Draft
+from limbeck_operator.conditions import instant, reason_of, timestamp
+from limbeck_operator.drafting import PROGRESSING, Draft
 from limbeck_operator.observed import Looked, Observed
 from limbeck_operator.plan import Plan, Submit
 
 _PATIENCE = timedelta(minutes=10)  # with a Kubeflow that does not answer, before the object goes without its run's end
+_UNAVAILABLE = "KubeflowUnavailable"
 _SUBMITTED = "its pipeline is submitted to Kubeflow"
 _STATES = {
     "SUCCEEDED": "Complete",
@@ -105,7 +106,7 @@ class ByKubeflow:
         """Its run is submitted once no earlier one is under way."""
         draft, looked = self._draft, self._looked
         if looked is not None and looked.trouble is not None:
-            return draft.waiting("KubeflowUnavailable", looked.trouble, self._observed.every)
+            return draft.waiting(_UNAVAILABLE, looked.trouble, self._observed.every)
         if not draft.has_finalizer():
             return Plan(finalizer=True)
         if self._name is None:
@@ -118,9 +119,10 @@ class ByKubeflow:
             status = draft.going("WaitingForEarlierRun", f"{earlier[0].link} is being terminated")
             return draft.make(status, terminate=_to_terminate(earlier), again=again)
         if self._run is None:
-            return draft.make(
-                draft.going("Submitting", _SUBMITTED), submit=Submit(self._name, self._distillation), again=again
-            )
+            submit = Submit(self._name, self._distillation)
+            if reason_of(draft.status, PROGRESSING) == _UNAVAILABLE:  # until it is there: it may be refused once more
+                return Plan(submit=submit, again=again)
+            return draft.make(draft.going("Submitting", _SUBMITTED), submit=submit, again=again)
         known = draft.status.get("kubeflow") or {}
         if known.get("name") != self._run.name:
             draft.event("Started", f"submitted to Kubeflow: {self._run.link}")

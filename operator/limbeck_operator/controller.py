@@ -22,7 +22,7 @@ from limbeck_operator.distillation import is_finished, reconcile
 from limbeck_operator.executor import Executor
 from limbeck_operator.fuse import fuse
 from limbeck_operator.informer import Informer
-from limbeck_operator.inherit import Defaults
+from limbeck_operator.inherit import Defaults, inherit
 from limbeck_operator.kube import Document, Kube, Refused, connect
 from limbeck_operator.leader import KubernetesLease, LeaderElector, NotLeadingError, Terms
 from limbeck_operator.logs import about
@@ -216,17 +216,21 @@ class Operator:
         return plan.again
 
     async def _observe(self, document: Document) -> Observed:
-        key, spec = key_of(api.DISTILLATION, document), document["spec"].get("execution", {})
+        key, defaults = key_of(api.DISTILLATION, document), self._settings.defaults
+        spec = inherit(document.get("spec") or {}, defaults, key.namespace, key.name).get("execution") or {}
         status = document.get("status") or {}
-        if spec.get("backend") == "kubeflow" or api.FINALIZER in (document["metadata"].get("finalizers") or []):
-            looked, every = self._runs.look(document), timedelta(seconds=self._runs.seconds)
-            return Observed(document, kubeflow=looked, every=every, defaults=self._settings.defaults)
+        looked = None
+        is_kubeflow_s = spec.get("backend") == "kubeflow"
+        if is_kubeflow_s or api.FINALIZER in (document["metadata"].get("finalizers") or []):
+            looked = self._runs.look(document)
+        if is_kubeflow_s:
+            return Observed(document, kubeflow=looked, every=timedelta(seconds=self._runs.seconds), defaults=defaults)
         job = self._cache.get(Key("Job", key.namespace, key.name))
         pods: list[Document] = []
         if job is not None and not is_finished(status):
             pods = await self._pods_of(job)
         cluster, has_ray = None, True
-        if spec.get("ray", {}).get("cluster") is not None:
+        if (spec.get("ray") or {}).get("cluster") is not None:
             has_ray = await self._kube.knows("RayCluster")
             if has_ray:
                 cluster = await self._kube.get("RayCluster", key.namespace, cluster_name(key.name))
@@ -237,8 +241,9 @@ class Operator:
             cluster,
             has_ray,
             standing=self._standing(key, pods),
+            kubeflow=looked,
             every=timedelta(seconds=self._standings.seconds),
-            defaults=self._settings.defaults,
+            defaults=defaults,
         )
 
     def _standing(self, key: Key, pods: list[Document]) -> Standing | None:

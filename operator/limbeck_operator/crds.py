@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from limbeck.spec import Distillation, DistillationSpec, ScheduledDistillation, Source
 from limbeck_operator import api
+from limbeck_operator.manifests import FREE
 from limbeck_operator.rules import RULES, Rule
 
 _KEPT = ("type", "enum", "pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "format")
@@ -16,7 +17,6 @@ _KEYS = {"Condition": "type", "StageStatus": "name", "Task": "name", "RayWorkerG
 _DEFAULTS = DistillationSpec(source=Source(uri="-")).wire()
 _LABEL = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _STARTED = "has(oldSelf.status) && has(oldSelf.status.startTime)"
-_FREE = ("suspend", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished")  # of execution, once started
 
 
 def crds() -> dict[str, dict[str, Any]]:
@@ -28,13 +28,13 @@ def _distillation() -> dict[str, Any]:
     schema = _Schema(Distillation)
     compared = [
         *(f"spec.{name}" for name in _fields(schema, "DistillationSpec") if name != "execution"),
-        *(f"spec.execution.{name}" for name in _fields(schema, "Execution") if name not in _FREE),
+        *(f"spec.execution.{name}" for name in _fields(schema, "Execution") if name not in FREE),
     ]
     rules = [
         _name_rule(63),
         {
             "rule": f"!({_STARTED}) || ({' && '.join(map(_same, compared))})",
-            "message": f"once it has started, only execution's {', '.join(_FREE)} may change; make a new Distillation",
+            "message": f"once it has started, only execution's {', '.join(FREE)} may change; make a new Distillation",
         },
     ]
     columns = [

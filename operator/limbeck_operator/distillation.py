@@ -15,8 +15,8 @@ from limbeck.spec import Distillation
 from limbeck_operator import api
 from limbeck_operator.by_job import ByJob, drop_cluster
 from limbeck_operator.by_kubeflow import ByKubeflow, let_go
-from limbeck_operator.conditions import holds, instant
-from limbeck_operator.drafting import COMPLETE, FAILED, Backend, Draft
+from limbeck_operator.conditions import holds, instant, timestamp
+from limbeck_operator.drafting import COMPLETE, FAILED, PROGRESSING, Backend, Draft
 from limbeck_operator.inherit import Defaults, inherit
 from limbeck_operator.observed import Observed
 from limbeck_operator.plan import Delete, Plan
@@ -79,6 +79,9 @@ def reconcile(observed: Observed, now: datetime) -> Plan:
     if execution.backend == "kubeflow":
         backend = ByKubeflow(draft, observed, distillation)
     else:
+        left = let_go(draft, observed.kubeflow, _stopped(draft), observed.every)
+        if left is not None:  # it was Kubeflow's, until it was edited while suspended
+            return left
         backend = ByJob(draft, observed, distillation)
     stopped = backend.obstacle() or backend.ended()
     if stopped is not None:
@@ -89,6 +92,12 @@ def reconcile(observed: Observed, now: datetime) -> Plan:
     if deadline is not None and deadline <= now:
         return backend.expire()
     return backend.go_on()
+
+
+def _stopped(draft: Draft) -> str:
+    """Since when what Progressing says holds: it was suspended then."""
+    said = (entry for entry in draft.status.get("conditions") or [] if entry["type"] == PROGRESSING)
+    return next((str(entry["lastTransitionTime"]) for entry in said), timestamp(draft.now))
 
 
 def _finished(draft: Draft, observed: Observed, ttl: int | None) -> Plan:

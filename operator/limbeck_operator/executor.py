@@ -13,7 +13,7 @@ from limbeck_operator.kube import Document, Kube, Refused
 from limbeck_operator.leader import NotLeadingError
 from limbeck_operator.logs import about
 from limbeck_operator.manifests import is_owned
-from limbeck_operator.plan import Delete, Event, Plan, Submit, Suspend
+from limbeck_operator.plan import Delete, Event, Limit, Plan, Submit, Suspend
 
 log = logging.getLogger("limbeck.operator")
 
@@ -59,6 +59,8 @@ class Executor:
             await self._delete(namespace, entry)
         for manifest in plan.create:
             await self._create(document, manifest)
+        for limit in plan.limit:
+            await self._limit(namespace, limit)
         for change in plan.suspend:
             await self._suspend(namespace, change)
         if plan.finalizer is not None:
@@ -98,6 +100,9 @@ class Executor:
                 raise
             found = await self._kube.get(kind, metadata["namespace"], metadata["name"])
             if found is None or not is_owned(found, owner):
+                if found is not None:
+                    taken = f"{kind} {metadata['name']}: there is one of this name that is not its own"
+                    await self._record(owner, Event("FailedCreate", taken, "Warning"))
                 raise
             made = found
         self._cache.put(kind, made)
@@ -116,6 +121,15 @@ class Executor:
             if refusal.status != 404:
                 raise
 
+    async def _limit(self, namespace: str, limit: Limit) -> None:
+        self._check()
+        document = {"metadata": {"name": limit.name, "namespace": namespace, "uid": limit.uid}, "spec": limit.limits}
+        try:
+            self._cache.put("Job", await self._kube.merge("Job", document))
+        except Refused as refusal:
+            if refusal.status != 404:
+                raise
+
     async def _finalizer(self, document: Document, wanted: bool) -> None:
         """Have the object kept until its run on Kubeflow has ended, or no longer."""
         self._check()
@@ -124,7 +138,13 @@ class Executor:
             metadata["finalizers"] = [api.FINALIZER]
         body = {"apiVersion": document["apiVersion"], "kind": document["kind"], "metadata": metadata}
         try:
-            self._cache.put(document["kind"], await self._kube.apply(document["kind"], body, manager=_FINALIZER))
+            made = await self._kube.apply(document["kind"], body, manager=_FINALIZER)
+            left = made["metadata"].get("finalizers") or []
+            if not wanted and api.FINALIZER in left:  # somebody else has set it, too: who made it from a copy, say
+                metadata["resourceVersion"] = made["metadata"]["resourceVersion"]
+                metadata["finalizers"] = [entry for entry in left if entry != api.FINALIZER]
+                made = await self._kube.merge(document["kind"], body)
+            self._cache.put(document["kind"], made)
         except Refused as refusal:
             if wanted or refusal.status not in (404, 409):  # it is gone, or another of its name is there
                 raise

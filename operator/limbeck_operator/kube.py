@@ -30,7 +30,9 @@ _TIMEOUTS = (5, 30)  # seconds to connect, and until an answer comes
 _WRITE_SECONDS = 5.0  # at most, until a write has ended
 _CONNECTING = 0.4  # of these, to connect
 _OF_PODS = ("phase", "podIP", "conditions", "containerStatuses")
+_MERGE = "application/merge-patch+json"
 _PAGE = 500
+_LONGEST_NOTE = 1024  # bytes
 _THREADS = 16
 
 
@@ -113,6 +115,17 @@ class Kube:
         place = metadata["namespace"], metadata["name"], part
         return strip(kind, await self._call("PATCH", kind, *place, query=query, body=document))
 
+    async def merge(self, kind: str, document: Document) -> Document:
+        """Have the fields of `document` be so, whoever has set them before; None takes one away.
+
+        Args:
+            kind: of the object.
+            document: with its name and namespace; a resourceVersion or uid in it must still be the object's.
+        """
+        place = document["metadata"]["namespace"], document["metadata"]["name"]
+        query = [("fieldManager", api.MANAGER)]
+        return strip(kind, await self._call("PATCH", kind, *place, query=query, body=document, content=_MERGE))
+
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Delete an object with what it controls, unless it is gone, or another of its name is there."""
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
@@ -134,7 +147,7 @@ class Kube:
             "reportingInstance": reporter,
             "action": reason,
             "reason": reason,
-            "note": note[:1024],
+            "note": note.encode()[:_LONGEST_NOTE].decode(errors="ignore"),
             "type": kind,
             "regarding": {
                 "apiVersion": regarding["apiVersion"],
@@ -161,11 +174,12 @@ class Kube:
         *,
         query: list[tuple[str, Any]] | None = None,
         body: Document | None = None,
+        content: str | None = None,
     ) -> Any:
         place, plural = _PLACES[kind]
         parts = [place, *(("namespaces", namespace) if namespace else ()), plural, name, part]
         path = "/" + "/".join(piece for piece in parts if piece)
-        return await self._request(method, path, kind, query, body)
+        return await self._request(method, path, kind, query, body, content)
 
     async def _request(
         self,
@@ -174,9 +188,10 @@ class Kube:
         kind: str,
         query: list[tuple[str, Any]] | None = None,
         body: Document | None = None,
+        content: str | None = None,
     ) -> Any:
         self.requests[method, kind] = self.requests.get((method, kind), 0) + 1
-        content = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
+        content = content or ("application/apply-patch+yaml" if method == "PATCH" else "application/json")
 
         def ask(timeouts: tuple[float, float]) -> Any:
             try:

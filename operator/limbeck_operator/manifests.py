@@ -28,6 +28,7 @@ _ADDRESS = "LIMBECK_POD_IP"
 _FOLDER = "/etc/limbeck"
 _SPEC = f"{api.GROUP}/spec"  # annotation of a pod, which it sees as a file
 _WRONG_INPUT = 2  # exit code of a run that no retry can help
+FREE = ("suspend", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished")  # of execution, once started
 _LONGEST_NAME = 63  # of a Job, which is a label of its pods
 _SCRATCH, _SHARED_MEMORY = "100Gi", "2Gi"  # bounds of a pod's /tmp and /dev/shm; nothing of them is set aside
 _GRACE_SECONDS = 120  # for saving what is being trained
@@ -83,10 +84,18 @@ def run_job(owner: Mapping[str, Any], distillation: Distillation, defaults: Defa
     (container,) = job["spec"]["template"]["spec"]["containers"]
     container["ports"] = [{"name": "status", "containerPort": STATUS_PORT}]
     container["env"].insert(0, {"name": _ADDRESS, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
+    job["metadata"]["annotations"] = {api.CONTENT: settings_of(owner)}
     job["spec"]["backoffLimit"] = execution.backoff_limit
     if execution.active_deadline_seconds is not None:
         job["spec"]["activeDeadlineSeconds"] = execution.active_deadline_seconds
     return job
+
+
+def settings_of(document: Mapping[str, Any]) -> str:
+    """Digest of the settings of a Distillation that its Job is made of, and keeps."""
+    spec = dict(document.get("spec") or {})
+    execution = {name: value for name, value in (spec.pop("execution", None) or {}).items() if name not in FREE}
+    return json_digest({**spec, "execution": execution})
 
 
 def check_job(

@@ -27,6 +27,21 @@ class Suspend:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """How often and how long a Job may try from now on.
+
+    Attributes:
+        name: of the Job.
+        uid: of it.
+        limits: fields of its spec; None for none.
+    """
+
+    name: str
+    uid: str
+    limits: dict[str, int | None]
+
+
+@dataclass(frozen=True)
 class Submit:
     """A pipeline to submit to Kubeflow.
 
@@ -55,7 +70,8 @@ class Plan:
     Attributes:
         delete: children, or the object itself.
         create: manifests of children; one that exists and is the object's own is left as it is.
-        suspend: changes of Jobs.
+        limit: changes of Jobs.
+        suspend: likewise.
         terminate: runs on Kubeflow, by their ids.
         submit: a run on Kubeflow.
         finalizer: whether the object is to have one; None where that stays. The rest is planned anew after that.
@@ -66,6 +82,7 @@ class Plan:
 
     delete: list[Delete] = field(default_factory=list)
     create: list[dict[str, Any]] = field(default_factory=list)
+    limit: list[Limit] = field(default_factory=list)
     suspend: list[Suspend] = field(default_factory=list)
     terminate: list[str] = field(default_factory=list)
     submit: Submit | None = None

@@ -10,9 +10,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from kubernetes import client
 
 from limbeck_operator import api
-from tests.cluster.kubelet import until
+from tests.cluster.kubelet import succeed, until
 from tests.cluster.operating import OUTCOME, Objects
 from tests.pipelines.kubeflow import Kubeflow, state, task
 
@@ -89,6 +90,33 @@ def test_it_is_terminated_when_suspended_or_deleted(objects, operate, kubeflow):
     objects.delete("one")
     until(lambda: objects.get("one") is None, "its end", 60)
     assert second["state"] == "CANCELING"
+
+
+def test_edited_while_suspended_to_be_a_job_it_is_one(objects, operate, kubeflow):
+    operate()
+    on_kubeflow(objects, "one")
+    run = run_of(kubeflow, "one")
+    run |= state("RUNNING")
+    objects.patch("one", {"spec": {"execution": {"suspend": True}}})
+    until(lambda: run["state"] == "CANCELING", "the run's termination", 60)
+    objects.patch("one", {"spec": {"execution": {"backend": "job", "suspend": False}}})
+    succeed(objects.admin, objects.namespace, objects.pod("one"), OUTCOME)
+    until(lambda: objects.condition("one", "Complete") == ("True", "Complete"), "completion", 60)
+    assert finalizers(objects, "one") == []
+
+
+def test_made_from_a_copy_with_its_finalizer_it_goes_all_the_same(objects, operate, namespace):
+    operate()
+    document = {
+        "apiVersion": api.API_VERSION,
+        "kind": api.DISTILLATION,
+        "metadata": {"name": "copy", "finalizers": [api.FINALIZER]},
+        "spec": {"source": {"uri": "gs://b/in"}, "execution": {"backend": "kubeflow", "suspend": True}},
+    }
+    custom = client.CustomObjectsApi(objects.admin)
+    custom.create_namespaced_custom_object(api.GROUP, api.VERSION, namespace, api.DISTILLATIONS, document)
+    objects.delete("copy")
+    until(lambda: objects.get("copy") is None, "its end")
 
 
 def test_a_failure_is_told_in_the_words_of_the_stage(objects, operate, kubeflow):

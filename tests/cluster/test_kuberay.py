@@ -62,6 +62,17 @@ def test_the_cluster_comes_before_the_job_and_goes_after_it(objects, clusters, s
     assert objects.job("one") is not None
 
 
+def test_a_cluster_that_only_the_defaults_ask_for_is_waited_for_and_goes_too(objects, clusters, start, tmp_path):
+    defaults = tmp_path / "defaults.yaml"
+    defaults.write_text(json.dumps({"execution": RAYS}))
+    start("--defaults", str(defaults))
+    objects.create("one")
+    until(lambda: clusters.get("lb-one"), "a RayCluster")
+    clusters.provision("lb-one")
+    succeed(objects.admin, objects.namespace, objects.pod("one"), OUTCOME)
+    until(lambda: clusters.get("lb-one") is None, "the RayCluster's end")
+
+
 def test_a_suspended_one_has_no_cluster_and_waits_for_another_when_it_is_resumed(objects, clusters, start):
     start()
     objects.create("one", RAYS)

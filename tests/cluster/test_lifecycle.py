@@ -76,6 +76,37 @@ def test_suspended_and_resumed(objects, start):
     until(lambda: not objects.job("patient").spec.suspend, "a resumed Job")
 
 
+def test_edited_while_suspended_it_runs_what_it_says_then(objects, start):
+    start()
+    objects.create("one")
+    first = objects.pod("one")
+    until(lambda: "startTime" in (objects.get("one").get("status") or {}), "its start")
+    objects.patch("one", {"spec": {"execution": {"suspend": True}}})
+    until(lambda: objects.condition("one", "Suspended") == ("True", "SuspendedBySpec"), "suspension")
+    objects.patch("one", {"spec": {"seed": 7, "execution": {"suspend": False}}})
+
+    def runs_it() -> bool:
+        job = objects.job("one")  # there may be none for a moment
+        return (
+            job and not job.spec.suspend and '"seed": 7' in job.spec.template.metadata.annotations["limbeck.dev/spec"]
+        )
+
+    until(runs_it, "a Job of the new settings")
+    assert objects.pod("one") != first
+
+
+def test_its_limits_may_be_edited_while_it_runs(objects, start):
+    start()
+    objects.create("one", {"activeDeadlineSeconds": 3600})
+    objects.pod("one")
+    until(lambda: "startTime" in (objects.get("one").get("status") or {}), "its start")
+    objects.patch("one", {"spec": {"execution": {"activeDeadlineSeconds": 7200, "backoffLimit": 5}}})
+    until(lambda: objects.job("one").spec.active_deadline_seconds == 7200, "a later deadline")
+    assert objects.job("one").spec.backoff_limit == 5
+    objects.patch("one", {"spec": {"execution": {"activeDeadlineSeconds": None}}})
+    until(lambda: objects.job("one").spec.active_deadline_seconds is None, "no deadline")
+
+
 def test_it_ends_at_its_deadline_and_goes_after_its_time(objects, start):
     start()
     objects.create("slow", {"activeDeadlineSeconds": 3, "ttlSecondsAfterFinished": 2})

@@ -171,3 +171,38 @@ def test_many_are_asked_less_often_and_few_at_once(clock):
 
     asyncio.run(run())
     assert most == 3
+
+
+def test_what_is_forgotten_while_it_is_asked_leaves_nothing_behind(clock):
+    async def run():
+        answers: Answers[int, int] = Answers(lambda key: None, lambda error: -1, pace=1.0, least=1.0, clock=clock)
+
+        async def ask() -> int:
+            await asyncio.sleep(0)
+            return 1
+
+        for key in range(50):
+            answers.look(key, 1, ask)
+            answers.forget(key)
+        for _ in range(100):
+            await settled()
+        assert answers.seconds == 1.0
+        answers.look(1, 1, ask)
+        answers.forget(1)
+        answers.look(1, 1, ask)  # it is asked about again
+        await settled()
+        assert answers.look(1, 1, ask) == 1
+
+    asyncio.run(run())
+
+
+def test_what_was_stopped_before_it_began_is_asked_again(answers):
+    async def run():
+        answers.look("a", 1, asked(["never"]))
+        await answers.close()
+        ask = asked(["there"])
+        answers.look("a", 1, ask)
+        await settled()
+        assert answers.look("a", 1, ask) == "there"
+
+    asyncio.run(run())

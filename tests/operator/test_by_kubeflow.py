@@ -226,3 +226,26 @@ def test_names_fit_kubeflow_and_tell_objects_and_times_apart():
     assert len(run_name(metadata, AGO)) <= 128
     assert run_name(metadata, AGO) != run_name(metadata, timestamp(NOW))
     assert run_name(metadata, AGO) != run_name(metadata | {"uid": "0b0e8f5c-7a8f-4a39-9d0c-1f1f2f3f4f5f"}, AGO)
+
+
+def test_given_to_a_job_while_suspended_it_first_lets_its_run_go():
+    progressing = {"type": "Progressing", "status": "False", "reason": "SuspendedBySpec", "lastTransitionTime": AGO}
+    status = {"kubeflow": reference("RUNNING"), "conditions": [progressing | {"message": "", "observedGeneration": 1}]}
+    fresh = progressing | {"message": "", "observedGeneration": 1, "lastTransitionTime": timestamp(NOW)}
+    document = distillation({"backend": "job"}, **{**status, "conditions": [fresh]})
+    assert reconcile(Observed(document), NOW).finalizer is None
+    assert seen(document, run("RUNNING")).terminate == ["r1"]
+    assert seen(document, run("CANCELED")) == Plan(finalizer=False)
+    assert seen(distillation({"backend": "job"}, **status), trouble="no answer") == Plan(finalizer=False)
+    assert seen(distillation({"backend": "job"}, kept=False, **status)).create[0]["kind"] == "Job"
+
+
+def test_a_submission_that_is_refused_again_and_again_is_told_once():
+    document, reasons = distillation(startTime=AGO), []
+    for _ in range(5):
+        for plan in (seen(document), seen(document, trouble="Kubeflow at http://k: no such image")):
+            reasons += [event.reason for event in plan.events]
+            document = document | ({"status": plan.status} if plan.status else {})
+        assert seen(document).submit is not None
+    assert reasons == ["KubeflowUnavailable"]
+    assert said(seen(document, run("RUNNING")))["Progressing"] == ("True", "Running")

@@ -13,7 +13,7 @@ from limbeck_operator import api
 from limbeck_operator.conditions import timestamp
 from limbeck_operator.distillation import reconcile
 from limbeck_operator.observed import Observed
-from limbeck_operator.plan import Delete, Plan, Suspend
+from limbeck_operator.plan import Delete, Limit, Plan, Suspend
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 AGO = timestamp(NOW - timedelta(minutes=10))
@@ -273,3 +273,36 @@ def test_it_settles(execution, made):
     third = reconcile(Observed(document | {"status": second.status or first.status}, made), NOW)
     assert third.status is None
     assert third.events == []
+
+
+def test_edited_while_suspended_it_has_another_job_of_the_new_settings():
+    made = reconcile(Observed(distillation()), NOW).create[0]
+    mine = job({"suspend": True})
+    mine["metadata"]["annotations"] = made["metadata"]["annotations"]
+    document = distillation({"backoffLimit": 9, "activeDeadlineSeconds": 60})  # which may change at any time
+    assert reconcile(Observed(document, mine), NOW).suspend == [Suspend("one", False)]
+    document["spec"]["seed"] = 7
+    plan = reconcile(Observed(document, mine), NOW)
+    assert (plan.delete, plan.suspend) == ([Delete("Job", "one", "Job-uid")], [])
+    document["status"] = plan.status
+    (another,) = reconcile(Observed(document), NOW).create
+    assert another["metadata"]["annotations"] != made["metadata"]["annotations"]
+
+
+def test_edited_before_its_start_was_noted_it_has_another_job_and_never_once_it_was():
+    mine = job({})
+    mine["metadata"]["annotations"] = reconcile(Observed(distillation()), NOW).create[0]["metadata"]["annotations"]
+    document = distillation()
+    document["spec"]["seed"] = 7
+    assert reconcile(Observed(document, mine), NOW).delete == [Delete("Job", "one", "Job-uid")]
+    assert reconcile(Observed(document | {"status": {"startTime": AGO}}, mine), NOW).delete == []
+
+
+def test_limits_that_are_edited_while_it_runs_are_its_job_s():
+    made = reconcile(Observed(distillation({"activeDeadlineSeconds": 3600})), NOW).create[0]
+    mine = job(made["spec"])
+    mine["metadata"]["annotations"] = made["metadata"]["annotations"]
+    same = distillation({"activeDeadlineSeconds": 3600}, startTime=AGO)
+    assert reconcile(Observed(same, mine), NOW).limit == []
+    edited = reconcile(Observed(distillation({"backoffLimit": 9}, startTime=AGO), mine), NOW)
+    assert edited.limit == [Limit("one", "Job-uid", {"backoffLimit": 9, "activeDeadlineSeconds": None})]
