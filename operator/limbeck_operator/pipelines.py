@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from limbeck.errors import InputError, WorkError
 from limbeck.kubeflow import Access
+from limbeck.redact import redact_url
 from limbeck.spec import Distillation
 from limbeck_operator import api
 from limbeck_operator.answers import Answers
@@ -172,4 +173,4 @@ def _key(document: Mapping[str, Any]) -> Key:
 def _trouble(error: Exception) -> Looked:
     """What went wrong, as an answer."""
     known = isinstance(error, InputError | WorkError)
-    return Looked(trouble=str(error) if known else f"{type(error).__name__}: {error}")
+    return Looked(trouble=redact_url(str(error) if known else f"{type(error).__name__}: {error}"))
