@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from limbeck.glibc import share_arenas
 from limbeck.kubeflow import Access
 from limbeck.standing import Standing
 from limbeck.version import __version__
@@ -284,4 +285,5 @@ class Operator:
 
 def run(settings: Settings) -> None:
     """Run an operator until a signal comes."""
+    share_arenas()
     asyncio.run(Operator(settings).run())

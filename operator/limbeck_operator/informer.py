@@ -34,6 +34,7 @@ _OURS = f"{api.BY}={api.MANAGER}"
 _WATCH_SECONDS = 300  # after which a watch is opened anew
 _PATIENCE = (1, 1, 2, 3, 5)  # seconds between the first tries of a request
 _FIRST_LIST_SECONDS = 2.0
+_CHUNK = 100  # objects of kopf's lists at a time
 
 
 class _ForEver:
@@ -162,5 +163,9 @@ class Informer:
         settings.watching.client_timeout = _WATCH_SECONDS + 30
         settings.watching.connect_timeout = 5
         settings.watching.reconnect_backoff = 1.0
+        settings.watching.chunk_size = _CHUNK  # by default a list is asked for whole, and held whole
+        for kind in _CHILDREN:  # else all there are would be sent, to be left out here
+            settings.watching.label_selectors[_RESOURCES[kind]] = _OURS
+        settings.queueing.idle_timeout = 0.1  # what passes an object's news on is not kept for the next
         settings.queueing.exit_timeout = 1.0
         return settings

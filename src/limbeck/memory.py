@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
 import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+from limbeck import glibc
+
 _CPU_BUDGET = 512 * 2**20
 
 
@@ -17,23 +15,12 @@ def keep_freed_memory() -> None:
     By default every tensor above 32 MiB is mapped afresh, and each of its pages faults in and is zeroed on first use:
     measured here, that was half of the time of a training step on the CPU. Elsewhere than on glibc, nothing happens.
     """
-    _glibc("mallopt", _M_MMAP_MAX, 0)
-    _glibc("mallopt", _M_TRIM_THRESHOLD, 2**31 - 1)
+    glibc.keep_all()
 
 
 def release_freed_memory() -> None:
     """Give what is freed and kept back to the system, so that what is measured next is its own."""
-    _glibc("malloc_trim", 0)
-
-
-def _glibc(function: str, *arguments: int) -> None:
-    if sys.platform != "linux":
-        return
-    try:
-        call = getattr(ctypes.CDLL("libc.so.6"), function)
-    except (OSError, AttributeError):
-        return
-    call(*arguments)
+    glibc.give_back()
 
 
 def automatic_budget(device: torch.device) -> int:
