@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 _REMEMBERED = 1000  # objects that are gone
@@ -94,22 +94,14 @@ class Cache:
         self._drop(key, max(version, known.version))
         return True
 
-    def replace(
-        self, kind: str, documents: Iterable[Mapping[str, Any]], version: str
-    ) -> list[tuple[Key, Mapping[str, Any] | None]]:
-        """Take a whole list of a kind, which was true at a resource version; what that was news of, as it is or was."""
-        news: list[tuple[Key, Mapping[str, Any] | None]] = []
-        listed = set()
-        for document in documents:
-            key = key_of(kind, document)
-            listed.add(key)
-            if self.put(kind, document):
-                news.append((key, document))
+    def retain(self, kind: str, listed: Collection[Key], version: str) -> list[tuple[Key, Mapping[str, Any] | None]]:
+        """Forget all of a kind that were not in a whole list, which was true at a resource version; what those were."""
+        gone = []
         for key in self.keys(kind):
             if key not in listed and self._entries[key].version <= int(version):
-                news.append((key, self.get(key)))
+                gone.append((key, self.get(key)))
                 self._drop(key, self._entries[key].version)
-        return news
+        return gone
 
     def _drop(self, key: Key, version: int) -> None:
         self._forget(key)

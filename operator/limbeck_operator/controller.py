@@ -267,7 +267,7 @@ class Operator:
         if ended:
             metadata = job["metadata"]
             selector = f"batch.kubernetes.io/controller-uid={metadata['uid']}"
-            pods, _ = await self._kube.listed("Pod", metadata["namespace"], selector)
+            pods = await self._kube.listed("Pod", metadata["namespace"], selector)
         else:
             pods = list(self._cache.children("Pod", job))
         return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))

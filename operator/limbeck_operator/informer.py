@@ -31,7 +31,7 @@ _RESOURCES = {
 }
 _CHILDREN = ("Job", "Pod")  # there are others' of these
 _OURS = f"{api.BY}={api.MANAGER}"
-_WATCH_SECONDS = 300  # after which a watch is opened anew
+_WATCH_SECONDS = 1800  # after which a watch is opened anew, and all is told anew; lists find what one has missed
 _PATIENCE = (1, 1, 2, 3, 5)  # seconds between the first tries of a request
 _FIRST_LIST_SECONDS = 2.0
 _CHUNK = 100  # objects of kopf's lists at a time
@@ -107,9 +107,14 @@ class Informer:
             try:
                 for kind in KINDS:
                     selector = _OURS if kind in _CHILDREN else None
-                    documents, version = await self._kube.listed(kind, self._namespace, selector)
-                    for key, document in self._cache.replace(kind, documents, version):
-                        self._changed(key, document)
+                    listed, version = set[Key](), "0"
+                    async for documents, version in self._kube.pages(kind, self._namespace, selector):
+                        for document in documents:
+                            listed.add(key_of(kind, document))
+                            if self._cache.put(kind, document):
+                                self._changed(key_of(kind, document), document)
+                    for key, gone in self._cache.retain(kind, listed, version):
+                        self._changed(key, gone)
                 self.fresh = time.monotonic()
                 self.ready.set()
             except asyncio.CancelledError:

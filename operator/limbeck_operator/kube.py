@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ _WRITE_SECONDS = 5.0  # at most, until a write has ended
 _CONNECTING = 0.4  # of these, to connect
 _OF_PODS = ("phase", "podIP", "conditions", "containerStatuses")
 _MERGE = "application/merge-patch+json"
-_PAGE = 500
+_PAGE = 100
 _LONGEST_NOTE = 1024  # bytes
 _THREADS = 16
 
@@ -60,20 +60,23 @@ class Kube:
         self._threads = ThreadPoolExecutor(_THREADS, "kube")
         self.requests: dict[tuple[str, str], int] = {}  # by method and kind
 
-    async def listed(
+    async def pages(
         self, kind: str, namespace: str | None = None, selector: str | None = None
-    ) -> tuple[list[Document], str]:
-        """All objects of a kind, and the resource version of the first page of them."""
-        documents: list[Document] = []
+    ) -> AsyncIterator[tuple[list[Document], str]]:
+        """All objects of a kind, some at a time, so that never all are held; and the resource version of the first."""
         page, version = "", "0"
         while True:
             query = [("limit", _PAGE), ("continue", page), ("labelSelector", selector)]
             answer = await self._call("GET", kind, namespace, query=query)
             version = answer["metadata"]["resourceVersion"] if not page else version
-            documents += [strip(kind, entry) for entry in answer["items"]]
             page = answer["metadata"].get("continue") or ""
+            yield [strip(kind, entry) for entry in answer["items"]], version
             if not page:
-                return documents, version
+                return
+
+    async def listed(self, kind: str, namespace: str, selector: str) -> list[Document]:
+        """The objects of a kind that a selector selects, which are few."""
+        return [entry async for page, _ in self.pages(kind, namespace, selector) for entry in page]
 
     async def get(self, kind: str, namespace: str, name: str) -> Document | None:
         """An object; None where there is none of that name."""

@@ -54,10 +54,8 @@ def test_a_list_tells_what_was_missed():
     cache.put("Job", document(1, spec=1))
     cache.put("Job", document(2, name="two", uid="w", spec=1))
     cache.put("Job", document(9, name="young", uid="y", spec=1))  # younger than the list
-    news = cache.replace("Job", [document(5, spec=2)], "7")
-    assert [(key.name, (found or {})["metadata"]["resourceVersion"]) for key, found in news] == [
-        ("one", "5"),
-        ("two", "2"),
-    ]
+    assert cache.put("Job", document(5, spec=2))
+    gone = cache.retain("Job", {ONE}, "7")
+    assert [(key.name, found["metadata"]["resourceVersion"]) for key, found in gone] == [("two", "2")]
     assert sorted(key.name for key in cache.keys("Job")) == ["one", "young"]
     assert cache.tags() == {("Job", "2"): 1, ("Job", "1"): 1}

@@ -123,7 +123,7 @@ def test_a_write_that_has_waited_for_a_thread_is_not_sent_when_the_lease_was_los
     async def main():
         leadership = Leadership()
         kube = Kube(connect(kubeconfig), leadership.acting)
-        reads = [asyncio.create_task(kube.listed("Job", "team")) for _ in range(16)]
+        reads = [asyncio.create_task(kube.listed("Job", "team", "a=b")) for _ in range(16)]
         await come(server, 16)
         write = asyncio.create_task(kube.create("Job", JOB))
         await asyncio.sleep(0)
