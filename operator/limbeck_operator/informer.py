@@ -108,7 +108,8 @@ class Informer:
                 for kind in KINDS:
                     selector = _OURS if kind in _CHILDREN else None
                     listed, version = set[Key](), "0"
-                    async for documents, version in self._kube.pages(kind, self._namespace, selector):
+                    async for documents, as_of in self._kube.pages(kind, self._namespace, selector):
+                        version = as_of
                         for document in documents:
                             listed.add(key_of(kind, document))
                             if self._cache.put(kind, document):
