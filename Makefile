@@ -27,6 +27,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/experts.py
 	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/tracking.py
+	$(BIN)/python benchmarks/reconcile.py
 	$(BIN)/python benchmarks/accuracy.py
 
 lint: $(INSTALLED)
