@@ -176,6 +176,7 @@ def forwarded(node: Node) -> Callable[[str, int], None]:
     return forward
 
 
+@pytest.mark.timeout(1500)
 def test_the_page_on_kubernetes_is_true(plane, node, page, workplace, story):
     objects = Objects(plane.client(), NAMESPACE)
     try:
