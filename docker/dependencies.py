@@ -13,7 +13,7 @@ import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 
-EXTRAS = ("gcs", "kubeflow", "operator", "ray", "ssl")
+EXTRAS = ("azure", "gcs", "kubeflow", "operator", "ray", "s3", "ssl")
 _OWN = {"limbeck", "pip", "setuptools", "wheel"}
 
 

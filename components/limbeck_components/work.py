@@ -134,7 +134,7 @@ def record_outcome(spec: str, state: str, error: str, run: str) -> None:
         from limbeck.store import Store
 
         distillation = _read(spec)
-        store = Store(distillation.spec.output.uri)
+        store = Store.of(distillation.spec)
         state = "SUCCEEDED" if state == "COMPLETE" else state  # as servers that keep ML Metadata say it
         if state != "SUCCEEDED":
             error = redact_url(error) or store.read_text(_place_of(distillation, _FAILURE)) or ""
@@ -186,7 +186,7 @@ def _fail(line: str, spec: str, code: int) -> NoReturn:
         from limbeck.store import Store
 
         distillation = _read(spec)
-        Store(distillation.spec.output.uri).write_text(_place_of(distillation, _FAILURE), line + "\n")
+        Store.of(distillation.spec).write_text(_place_of(distillation, _FAILURE), line + "\n")
     sys.exit(code)
 
 

@@ -61,7 +61,7 @@ def run_local(distillation: Distillation, progress: Progress) -> Path:
         Stopped: by Ctrl-C or SIGTERM; what is finished is kept, and the same call does the rest.
     """
     distillation = here(distillation)
-    store = Store(distillation.spec.output.uri)
+    store = Store.of(distillation.spec)
     folder = store.local_folder(f"work/pipeline/{distillation.metadata.name}")
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "pipeline.log"

@@ -9,14 +9,13 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import product
 
-import fsspec
-
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.data.sources import Source, open_source
 from limbeck.errors import InputError
 from limbeck.spec import DistillationSpec, OnBadImage, SourceFormat, StageName
 from limbeck.ssl.teachers import TIMM
+from limbeck.storage import Access
 from limbeck.store import json_digest
 from limbeck.tracking.comparison import ACCURACY, GAP
 from limbeck.warmstart import FIELD as WARM_START
@@ -70,10 +69,10 @@ def open_sources(spec: DistillationSpec) -> dict[str, NamedSource]:
     Raises:
         InputError: one of them is not there, or is not what it should be; names the field.
     """
-    opened = {}
+    opened, access = {}, Access.of(spec)
     for name, settings in source_settings(spec).items():
         try:
-            source = open_source(settings.uri, settings.format)
+            source = open_source(settings.uri, settings.format, access)
             source.listing()
         except InputError as error:
             where = f"{settings.field}.uri"
@@ -209,7 +208,7 @@ def _check_warm_start(spec: DistillationSpec, uri: str, size: int, start: Regist
         shape = start.shape
     else:
         try:
-            shape = tuple(DistilledSet.load(uri).images.shape)
+            shape = tuple(DistilledSet.load(uri, Access.of(spec)).images.shape)
         except InputError as error:
             raise InputError(WARM_START, f"{error.where}: {error.found}", error.allowed) from None
     if shape != (size, 3, side, side):
@@ -235,12 +234,12 @@ def outside_digests(stage: StageName, spec: DistillationSpec, start: RegisteredS
         return {}
     where = f"spec.{stage}.{name}"
     try:
-        filesystem, path = fsspec.url_to_fs(uri)
+        filesystem, path = Access.of(spec).open(uri)
         if stage == "teacher" and filesystem.isdir(path):
             raise InputError(where, f"{uri} is a folder", "a .safetensors, .pt or TorchScript file, or timm:NAME")
         files = sorted(filesystem.find(path))
         digests = [[file.removeprefix(path), hashlib.sha256(filesystem.cat_file(file)).hexdigest()] for file in files]
-    except (ImportError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(where, f"{uri}: {error}", "a path or an fsspec URL") from None
     if not files:
         raise InputError(where, f"{uri} does not exist", "a path or an fsspec URL")

@@ -24,11 +24,16 @@ _SLASHED_PASSWORD = re.compile(r"://[^\s/?#@:]*:(?!:|\d*(?:[/?#\s]|$)|[^\s/?#@]*
 # A value ends before the quote or bracket that closes it in a text, but not at one within.
 _PARAMETER = re.compile(r"(?P<before>[?&;#])(?P<name>[^\s=&;#?]+)=(?P<value>(?:[^\s&;#]*[^\s&;#\"'<>])?)")
 
-_SECRET_NAME = re.compile(
+# Names whose values are secrets: of URL parameters, and of options of a filesystem.
+SECRET_NAME = re.compile(
     r"token|secret|signature|passw|passphrase|pwd|credential|api[-_.]?key|access[-_.]?(?:key|id)|account[-_.]?key"
     r"|session|(?:^|[-_.])(?:sig|key|auth|authorization|jwt|code)$",
     re.IGNORECASE,
 )
+
+
+_SHORTEST = 6  # characters; a shorter text would be found in words that have nothing to do with it
+_concealed: set[str] = set()
 
 
 def redact_url(text: str) -> str:
@@ -37,6 +42,7 @@ def redact_url(text: str) -> str:
     Replaced are user information (`https://user:password@host`) and the values of query and fragment
     parameters whose names speak of a secret (`?token=`, `&X-Amz-Signature=`, `&sig=`). Everything else stays
     as it is, so that the source can still be told from the text. Applying it twice changes nothing more.
+    What was given to `conceal` is replaced, too.
 
     Args:
         text: A URL, or any text with URLs in it (also chained ones: `zip://a::https://user:password@host/b.zip`).
@@ -45,9 +51,17 @@ def redact_url(text: str) -> str:
         >>> redact_url("https://ana:pw@example.org/set.zip?part=2&token=abc")
         'https://***@example.org/set.zip?part=2&token=***'
     """
+    for secret in _concealed:
+        text = text.replace(secret, REDACTED)
     text = _SLASHED_PASSWORD.sub(f"://{REDACTED}@", text)
     text = _AUTHORITY.sub(_without_user, text)
     return _PARAMETER.sub(_without_secret, text)
+
+
+def conceal(secret: str) -> None:
+    """Have `redact_url` replace this text, which this process has read as a credential, wherever it occurs."""
+    if len(secret) >= _SHORTEST:
+        _concealed.add(secret)
 
 
 def redact_strings(value: Any) -> Any:
@@ -71,6 +85,6 @@ def _without_user(match: re.Match[str]) -> str:
 
 
 def _without_secret(match: re.Match[str]) -> str:
-    if not _SECRET_NAME.search(unquote(match["name"])):
+    if not SECRET_NAME.search(unquote(match["name"])):
         return match[0]
     return f"{match['before']}{match['name']}={REDACTED}"

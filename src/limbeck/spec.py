@@ -7,13 +7,17 @@ the JSON schema and the reference page from it.
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
+
+from limbeck.redact import SECRET_NAME
 
 API_VERSION = "limbeck.dev/v1alpha1"
 
@@ -630,8 +634,78 @@ class Engine(Section):
     )
 
 
+class StorageOption(Section):
+    """The value of one option of a filesystem: as it is, or where it is looked up when the filesystem is opened."""
+
+    value: str | None = Field(
+        None,
+        max_length=10_000,
+        description="The value itself, read as JSON where it is JSON (true, 30, an object), else as text; never a "
+        "secret.",
+    )
+    environment: str | None = Field(
+        None,
+        max_length=200,
+        pattern="^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Variable of the environment that holds it.",
+    )
+    file: str | None = Field(
+        None, min_length=1, max_length=1000, description="File that holds it, such as a mounted secret's."
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> StorageOption:
+        given = [name for name in ("value", "environment", "file") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise _conflict("value", " and ".join(given) or "nothing", "one of value, environment and file")
+        return self
+
+    @property
+    def literal(self) -> Any:
+        """What `value` means."""
+        assert self.value is not None
+        try:
+            return json.loads(self.value)
+        except ValueError:
+            return self.value
+
+
+class StorageOptions(Section):
+    """How the places whose URLs begin with a prefix are reached, where the usual credentials are not enough."""
+
+    prefix: Uri = Field(description="Beginning of the URLs, such as s3://bucket/; of several that fit, the longest.")
+    options: dict[str, StorageOption] = Field(
+        max_length=50, description="Arguments of the fsspec filesystem, such as key, secret, token, endpoint_url."
+    )
+
+    @model_validator(mode="after")
+    def _no_secret_in_the_text(self) -> StorageOptions:
+        for name, option in self.options.items():
+            if option.value is not None and any(_texts_that_are_secret(name, option.literal)):
+                allowed = "environment or file, so that no secret stands in the spec"
+                raise _conflict(f"options.{name}.value", "the value itself", allowed)
+        return self
+
+
+_NO_SECRETS = {"", "anon", "cloud", "google_default"}  # what gcsfs takes for a token that is none
+
+
+def _texts_that_are_secret(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for inner, content in value.items():
+            yield from _texts_that_are_secret(inner, content)
+    elif isinstance(value, list):
+        for content in value:
+            yield from _texts_that_are_secret(name, content)
+    elif isinstance(value, str) and SECRET_NAME.search(name) and value not in _NO_SECRETS:
+        yield value
+
+
 class Execution(Section):
-    """Where and how it is run; of this a run on one machine looks at engine, ray and checkpointSeconds."""
+    """Where and how it is run.
+
+    Of this a run on one machine looks at engine, ray, checkpointSeconds and storageOptions.
+    """
 
     backend: Literal["local", "job", "kubeflow"] = Field(
         "local", description="Who runs the stages; on a cluster, local is a Job as well."
@@ -643,6 +717,11 @@ class Execution(Section):
         20.0, ge=0.0, le=86_400.0, description="Time between saves of what is being trained; a kill costs no more."
     )
     engine: Engine = Field(default_factory=Engine, description="How training steps are computed.")
+    storage_options: list[StorageOptions] = Field(
+        default_factory=list[StorageOptions],
+        max_length=100,
+        description="How buckets are reached, where the usual credentials of a machine or pod are not enough.",
+    )
     resources: dict[StageName, Resources] = Field(default_factory=dict, description="Resources of the pods, by stage.")
     secrets: list[Secret] = Field(
         default_factory=list[Secret], max_length=100, description="Secrets that the pods see."

@@ -21,12 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 from limbeck.errors import InputError, WorkError
+from limbeck.spec import DistillationSpec
+from limbeck.storage import PLAIN, Access
 
 MANIFEST = "manifest.json"
 _DOWNLOAD_PATIENCE, _LOCK_LOOK = 3600.0, 0.2  # seconds
@@ -110,18 +111,33 @@ class DamagedResultError(Exception):
 
 
 class Store:
-    """Results under one URL. Local folders are used in place; other file systems through a local copy."""
+    """Results under one URL. Local folders are used in place; other file systems through a local copy.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: a path or an fsspec URL.
+        access: how it is reached.
+
+    Raises:
+        InputError: no file system is known by that URL, or it lacks a package or an option.
+    """
+
+    def __init__(self, url: str, access: Access = PLAIN) -> None:
         try:
-            self._fs, root = fsspec.url_to_fs(url)
-        except (ImportError, ValueError) as error:
+            self._fs, root = access.open(url)
+        except InputError as error:
+            raise InputError("spec.output.uri", f"{error.where}: {error.found}", error.allowed) from None
+        except ValueError as error:
             raise InputError("spec.output.uri", f"{url}: {error}", "a path or an fsspec URL") from None
         self.root: str = str(root).rstrip("/")
         self.url = url
         self._local = isinstance(self._fs, LocalFileSystem)
         self._mirror = Path(self.root) if self._local else _mirror_folder(url)
         self._verified: dict[tuple[str, str], str] = {}  # the digest of each result that was checked
+
+    @classmethod
+    def of(cls, spec: DistillationSpec) -> Store:
+        """Where the results of a spec go."""
+        return cls(spec.output.uri, Access.of(spec))
 
     def location(self, stage: str, key: str) -> str:
         """The URL (or path) of a result."""

@@ -61,7 +61,7 @@ def workshop(
     with stop_on_signals() as stop:
         make_deterministic()
         keep_freed_memory()
-        shop = Workshop(Store(spec.output.uri), pick_device(), progress or TerminalProgress(), stop)
+        shop = Workshop(Store.of(spec), pick_device(), progress or TerminalProgress(), stop)
         if workers is not None or spec.execution.ray.address is not None:
             shop = with_workers(shop, spec, workers)
         yield shop

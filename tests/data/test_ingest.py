@@ -41,7 +41,7 @@ def test_a_dataset_holds_the_images_in_the_order_of_their_names(tmp_path, tree):
     assert dataset.names == tuple(sorted(SIX))
     assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert dataset.classes == ("cat", "dog")
-    assert dataset.images.dtype == np.uint8
+    assert dataset.images[:].dtype == np.uint8
     expected = [noise(seed).transpose(2, 0, 1) for seed in range(6)]
     assert (np.asarray(dataset.images) == np.stack(expected)).all()
     assert dataset.fingerprint == open_source(str(tree)).fingerprint()
@@ -50,12 +50,12 @@ def test_a_dataset_holds_the_images_in_the_order_of_their_names(tmp_path, tree):
 
 def test_nothing_but_the_three_files_is_written(tmp_path, tree):
     ingest(tree, tmp_path / "out")
-    assert sorted(files_of(tmp_path / "out")) == ["dataset.json", "images.safetensors", "index.parquet"]
+    assert sorted(files_of(tmp_path / "out")) == ["dataset.json", "images-00000.safetensors", "index.parquet"]
 
 
 def test_the_images_are_aligned_and_readable_by_the_safetensors_library(tmp_path, tree):
     dataset = ingest(tree, tmp_path / "out")
-    path = tmp_path / "out" / "images.safetensors"
+    path = tmp_path / "out" / "images-00000.safetensors"
     with safe_open(path, "np") as file:
         assert list(file.keys()) == ["images"]
         assert (file.get_tensor("images") == dataset.images).all()
@@ -63,7 +63,7 @@ def test_the_images_are_aligned_and_readable_by_the_safetensors_library(tmp_path
 
 
 def test_the_images_cannot_be_changed(tmp_path, tree):
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(TypeError, match="item assignment"):
         ingest(tree, tmp_path / "out").images[0] = 0
 
 
@@ -131,7 +131,7 @@ def test_a_tree_a_zip_and_a_tar_of_the_same_images_give_the_same_tensor_and_inde
     for number, uri in enumerate(uris):
         ingest(uri, tmp_path / str(number), limit=5, seed=3)
         written.append(files_of(tmp_path / str(number)))
-    for file in ("images.safetensors", "index.parquet"):
+    for file in ("images-00000.safetensors", "index.parquet"):
         assert written[0][file] == written[1][file] == written[2][file]
 
 
@@ -188,14 +188,14 @@ def test_bad_images_are_skipped_and_recorded(tmp_path, spoilt):
     assert (np.asarray(dataset.images) == [noise(i).transpose(2, 0, 1) for i in (0, 2, 3, 5, 6, 8)]).all()
     assert list(dataset.skipped) == ["1.png", "4.png", "7.png", "9.png"]
     assert dataset.skipped["1.png"] == "is empty"
-    assert sorted(files_of(tmp_path / "out")) == ["dataset.json", "images.safetensors", "index.parquet"]
+    assert sorted(files_of(tmp_path / "out")) == ["dataset.json", "images-00000.safetensors", "index.parquet"]
 
 
 def test_skipping_gives_the_same_tensor_as_a_source_without_the_bad_images(tmp_path, spoilt):
     good = {f"{i}.png": encoded(noise(i)) for i in (0, 2, 3, 5, 6, 8)}
     ingest(spoilt, tmp_path / "a", on_bad_image="skip")
     ingest(write_zip(tmp_path / "good.zip", good), tmp_path / "b")
-    for file in ("images.safetensors", "index.parquet"):
+    for file in ("images-00000.safetensors", "index.parquet"):
         assert files_of(tmp_path / "a")[file] == files_of(tmp_path / "b")[file]
     a, b = (ImageDataset.open(tmp_path / out) for out in ("a", "b"))
     assert (a.mean == b.mean).all()
@@ -246,7 +246,7 @@ def test_a_place_that_cannot_be_written_is_an_error_of_one_line(tmp_path, tree):
         ingest(tree, tmp_path / "file" / "out")
 
 
-@pytest.mark.parametrize("file", ["dataset.json", "images.safetensors", "index.parquet"])
+@pytest.mark.parametrize("file", ["dataset.json", "images-00000.safetensors", "index.parquet"])
 def test_a_dataset_with_a_missing_or_damaged_file_is_refused(tmp_path, tree, file):
     out = tmp_path / "out"
     ingest(tree, out)

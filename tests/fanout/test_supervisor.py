@@ -16,6 +16,7 @@ from limbeck.fanout.messages import Connected, Ended, Failure, Progress, Said, e
 from limbeck.fanout.supervisor import RayFanout
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.runner import Run
+from limbeck.storage import PLAIN
 from limbeck.store import Store
 from tests.stages.tiny import Lines, distillation, workshop
 
@@ -113,9 +114,9 @@ def test_a_stop_reaches_the_driver(driven):
 
 
 def test_ray_s_own_files_go_through_the_file_system_of_the_store(tmp_path):
-    filesystem, path = _storage(str(tmp_path / "out"))
+    filesystem, path = _storage(str(tmp_path / "out"), PLAIN)
     assert (filesystem, path) == (None, f"{tmp_path}/out/work/ray")
-    filesystem, path = _storage("memory://bucket/out")
+    filesystem, path = _storage("memory://bucket/out", PLAIN)
     filesystem.create_dir(path)
     with filesystem.open_output_stream(f"{path}/marker") as stream:
         stream.write(b"here")

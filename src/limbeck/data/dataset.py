@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.data.mapped import open_mapped
+from limbeck.data.shards import ShardedImages
 from limbeck.errors import InputError
 
-IMAGES_FILE, IMAGES_TENSOR = "images.safetensors", "images"
 INDEX_FILE = "index.parquet"
 DESCRIPTION_FILE = "dataset.json"
 
@@ -23,7 +21,7 @@ class ImageDataset:
     """Images of one size, in the order of their names.
 
     Attributes:
-        images: `uint8[n, 3, s, s]`, a read-only memory map.
+        images: `uint8[n, 3, s, s]`, mapped from files of some 64 MiB.
         labels: `int64[n]` indices into `classes`, -1 where an image has none; None when no image has one.
         classes: class names, sorted.
         names: the images' names in their source, sorted.
@@ -33,7 +31,7 @@ class ImageDataset:
         skipped: the images that could not be used, and why.
     """
 
-    images: np.memmap[Any, np.dtype[np.uint8]]
+    images: ShardedImages
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     names: tuple[str, ...]
@@ -60,7 +58,7 @@ class ImageDataset:
             index = pq.read_table(path / INDEX_FILE)
             labels = index["label"].fill_null(-1).to_numpy().astype(np.int64)
             dataset = cls(
-                images=open_mapped(path / IMAGES_FILE, IMAGES_TENSOR),
+                images=ShardedImages.open(path, description["count"], description["imageSize"]),
                 labels=None if (labels < 0).all() else labels,
                 classes=tuple(description["classes"]),
                 names=tuple(index["name"].to_pylist()),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import safetensors.torch
 import torch
 from PIL import Image
@@ -20,6 +19,7 @@ from limbeck.checkpoint import save_tensors
 from limbeck.data.distilled_files import PREVIEW, RECORD, TENSORS
 from limbeck.errors import InputError
 from limbeck.nn.pretraining import Recipe
+from limbeck.storage import PLAIN, Access
 from limbeck.store import file_digest, json_digest
 
 
@@ -80,7 +80,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         image_grid(self.viewable(self.images)).save(folder / PREVIEW)
 
     @classmethod
-    def load(cls, folder: str | Path) -> DistilledSet:
+    def load(cls, folder: str | Path, access: Access = PLAIN) -> DistilledSet:
         """Read a set from a folder or fsspec URL; its record and its tensors are checked to the last byte.
 
         Raises:
@@ -88,8 +88,8 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         """
         where, whole = str(folder), "a whole copy of the set"
         try:
-            filesystem, path = fsspec.url_to_fs(where)
-        except (ImportError, ValueError) as error:
+            filesystem, path = access.open(where)
+        except ValueError as error:
             raise InputError(where, str(error), "a path or an fsspec URL") from None
         try:
             record = json.loads(filesystem.cat_file(f"{path}/{RECORD}"))

@@ -20,9 +20,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.data.dataset import DESCRIPTION_FILE, IMAGES_FILE, IMAGES_TENSOR, INDEX_FILE, ImageDataset
+from limbeck.data.dataset import DESCRIPTION_FILE, INDEX_FILE, ImageDataset
 from limbeck.data.decode import BadImage, decode
 from limbeck.data.mapped import Mapped, create_mapped
+from limbeck.data.shards import TENSOR, shard_file, shard_rows
 from limbeck.data.sources import Content, Listing, Source
 from limbeck.errors import InputError, WorkError
 from limbeck.interrupt import StopRequest
@@ -47,7 +48,7 @@ def write_dataset(
 ) -> ImageDataset:
     """Decode a source's images into the directory `out` and open the result.
 
-    Writes `images.safetensors` (one tensor `images`, `uint8[n, 3, image_size, image_size]`), `index.parquet`
+    Writes `images-N.safetensors` (of `limbeck.data.shards`), `index.parquet`
     (name and label of each) and `dataset.json` (the rest).
 
     Args:
@@ -72,7 +73,7 @@ def write_dataset(
     with _working(f"{out}: cannot be written"):
         out.mkdir(parents=True, exist_ok=True)
     try:
-        rows = create_mapped(scratch, IMAGES_TENSOR, (len(wanted), 3, image_size, image_size))
+        rows = create_mapped(scratch, TENSOR, (len(wanted), 3, image_size, image_size))
         moments, bad = _fill(rows, source, wanted, progress, stop)
         skipped = {listing.names[index]: reason for index, reason in sorted(bad.items())}
         _refuse(skipped, len(wanted), source.uri, on_bad_image)
@@ -89,7 +90,7 @@ def write_dataset(
         }
         kept_rows = [row for row, index in enumerate(wanted) if index not in bad]
         with _working(f"{out}: cannot be written"):
-            _keep(rows, kept_rows, scratch, out / IMAGES_FILE)
+            _keep(rows, kept_rows, out)
             _write_index(listing, kept, out / INDEX_FILE)
             text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
             (out / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
@@ -243,16 +244,15 @@ def _printable(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
-def _keep(rows: Mapped, kept: list[int], scratch: Path, images: Path) -> None:
-    """Make the file of images from the scratch file: the same file when every row of it is kept."""
-    if len(kept) == len(rows):
-        rows.flush()
-        scratch.replace(images)
-        return
-    compact = create_mapped(images, IMAGES_TENSOR, (len(kept), *rows.shape[1:]))
-    for start in range(0, len(kept), _COPIED_AT_ONCE):
-        compact[start : start + _COPIED_AT_ONCE] = rows[kept[start : start + _COPIED_AT_ONCE]]
-    compact.flush()
+def _keep(rows: Mapped, kept: list[int], out: Path) -> None:
+    """Write the shards from the scratch file."""
+    each = shard_rows(rows.shape[-1])
+    for index, first in enumerate(range(0, len(kept), each)):
+        chosen = kept[first : first + each]
+        shard = create_mapped(out / shard_file(index), TENSOR, (len(chosen), *rows.shape[1:]))
+        for start in range(0, len(chosen), _COPIED_AT_ONCE):
+            shard[start : start + _COPIED_AT_ONCE] = rows[chosen[start : start + _COPIED_AT_ONCE]]
+        shard.flush()
 
 
 def _write_index(listing: Listing, kept: Sequence[int], path: Path) -> None:

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from limbeck.data.shards import ShardedImages
+
 
 class ResidentImages:
     """uint8 images [n, 3, s, s] as f32 batches.
@@ -15,21 +17,23 @@ class ResidentImages:
     stay where they are, a memory map included, and only a batch is copied.
     """
 
-    def __init__(self, images: NDArray[np.uint8], scale: Tensor, shift: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, images: ShardedImages | NDArray[np.uint8], scale: Tensor, shift: Tensor, device: torch.device
+    ) -> None:
         self.device = device
         self._scale, self._shift = scale.to(device)[:, None, None], shift.to(device)[:, None, None]
         self._mapped = images
-        self._resident = torch.tensor(images, device=device) if _has_room(device, images.nbytes) else None
+        self._resident = torch.tensor(np.asarray(images), device=device) if _has_room(device, images.nbytes) else None
 
     @classmethod
-    def pixels(cls, images: NDArray[np.uint8], device: torch.device) -> ResidentImages:
+    def pixels(cls, images: ShardedImages | NDArray[np.uint8], device: torch.device) -> ResidentImages:
         """Batches in [0, 1]."""
         return cls(images, torch.full((3,), 1.0 / 255.0), torch.zeros(3), device)
 
     @classmethod
     def normalized(
         cls,
-        images: NDArray[np.uint8],
+        images: ShardedImages | NDArray[np.uint8],
         mean: NDArray[np.float32],
         std: NDArray[np.float32],
         device: torch.device,

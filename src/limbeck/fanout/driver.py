@@ -33,6 +33,7 @@ from limbeck.fanout.messages import (
     event_line,
     read_event,
 )
+from limbeck.storage import Access
 from limbeck.version import __version__
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class Driver(_Work):
         board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
         fewest, most = workers
         gpus = bundle.get("GPU", 0.0)
-        storage, path = _storage(self._job.store)
+        storage, path = _storage(self._job.store, Access.of(self._job.spec))
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={"job": self._job.model_dump_json(), "board": board, "cpus": bundle["CPU"]},
@@ -261,13 +262,12 @@ def _room(bundle: Mapping[str, float]) -> int:
     return sum(int(min(node.get(name, 0.0) / amount + 1e-6 for name, amount in bundle.items())) for node in nodes)
 
 
-def _storage(url: str) -> tuple[Any, str]:
+def _storage(url: str, access: Access) -> tuple[Any, str]:
     """Ray Train's own small files go to the store's folder work/ray, through the same file system as everything."""
-    import fsspec
     from fsspec.implementations.local import LocalFileSystem
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    filesystem, root = fsspec.url_to_fs(url)
+    filesystem, root = access.open(url)
     path = f"{str(root).rstrip('/')}/work/ray"
     if isinstance(filesystem, LocalFileSystem):
         return None, path

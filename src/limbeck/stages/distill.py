@@ -33,6 +33,7 @@ from limbeck.ranks import anyone, from_first, place
 from limbeck.spec import Distill
 from limbeck.ssl.teachers import load_teacher
 from limbeck.stages.task import StageTask
+from limbeck.storage import Access
 from limbeck.threads import fitting_threads
 
 _PICTURES, _SHOWN = 10, 100  # pictures of a run, and how many images each shows at most
@@ -168,7 +169,11 @@ def _warm_start(task: StageTask) -> _Start:
     A registered one is among the inputs.
     """
     given = task.inputs.get("warmStart")
-    earlier = DistilledSet.load(given.path if given is not None else task.spec.distill.warm_start or "")
+    earlier = (
+        DistilledSet.load(given.path)
+        if given is not None
+        else DistilledSet.load(task.spec.distill.warm_start or "", Access.of(task.spec))
+    )
     dataset = ImageDataset.open(task.inputs["dataset"].path)
     pixels = earlier.pixels(earlier.images)
     teacher = load_teacher(task.inputs["teacher"].path, task.shop.device)

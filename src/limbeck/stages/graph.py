@@ -39,7 +39,7 @@ class Stage:
         function(task)
 
 
-INGEST_VERSION = 1
+INGEST_VERSION = 2
 EXPERT_VERSION = 1  # of each expert that trajectories makes
 ENCODER_VERSION = 1  # of each encoder that evaluate makes
 

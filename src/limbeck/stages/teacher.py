@@ -6,7 +6,6 @@ import json
 import math
 from pathlib import Path
 
-import fsspec
 import torch
 
 from limbeck.checkpoint import pack, pack_optimizer, unpack, unpack_optimizer
@@ -18,6 +17,7 @@ from limbeck.seeding import generator
 from limbeck.spec import Adam, Teacher
 from limbeck.ssl.teachers import TIMM, TeacherRecord, import_teacher, save_teacher
 from limbeck.stages.task import StageTask
+from limbeck.storage import Access
 
 _NOTE_EVERY = 16  # steps; reading the loss waits for an accelerator to catch up
 
@@ -31,7 +31,7 @@ def teacher(task: StageTask) -> None:
     )
     mean, std = dataset.mean.tolist(), dataset.std.tolist()
     if settings.checkpoint is not None:
-        local = None if settings.checkpoint.startswith(TIMM) else _fetch(settings.checkpoint, task.out)
+        local = None if settings.checkpoint.startswith(TIMM) else _fetch(settings.checkpoint, task)
         module, record = import_teacher(settings.checkpoint, local, config, mean, std)
         save_teacher(task.out, module, record)
         return
@@ -39,15 +39,15 @@ def teacher(task: StageTask) -> None:
     save_teacher(task.out, module, TeacherRecord("encoder", config, None, config.image_size, mean, std))
 
 
-def _fetch(checkpoint: str, folder: Path) -> Path:
+def _fetch(checkpoint: str, task: StageTask) -> Path:
     """The checkpoint file, in the working folder under a name that is not part of the result."""
     try:
-        filesystem, path = fsspec.url_to_fs(checkpoint)
-        target = folder / f"checkpoint-imported{Path(path).suffix}"
+        filesystem, path = Access.of(task.spec).open(checkpoint)
+        target = task.out / f"checkpoint-imported{Path(path).suffix}"
         filesystem.get_file(path, str(target))
     except FileNotFoundError:
         raise InputError("spec.teacher.checkpoint", f"{checkpoint} does not exist", "a file or timm:NAME") from None
-    except (ImportError, ValueError) as error:
+    except ValueError as error:
         raise InputError("spec.teacher.checkpoint", f"{checkpoint}: {error}", "a path or an fsspec URL") from None
     return target
 

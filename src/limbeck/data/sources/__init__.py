@@ -7,6 +7,7 @@ import itertools
 from limbeck.data.sources.listing import Content, Listing, Source
 from limbeck.data.sources.location import Location, locate
 from limbeck.errors import InputError
+from limbeck.storage import PLAIN, Access
 
 __all__ = ["FORMATS", "Content", "Listing", "Source", "open_source"]
 
@@ -15,12 +16,13 @@ FORMATS = ("auto", "images", "zip", "tar", "npz", "npy", "parquet", "cifar", "di
 _SAY_WHICH = f"give the format: {', '.join(FORMATS[1:])}"
 
 
-def open_source(uri: str, format: str = "auto") -> Source:  # noqa: A002 -- the spec's own word
+def open_source(uri: str, format: str = "auto", access: Access = PLAIN) -> Source:  # noqa: A002 -- the spec's own word
     """Open the images at `uri`.
 
     Args:
         uri: a path, an fsspec URL, or `sklearn:digits`; `#name` at its end selects a split.
         format: a member of `FORMATS`; `auto` decides by the suffix of a file and the contents of a directory.
+        access: how storage is reached.
 
     Raises:
         InputError: nothing is there, it cannot be reached, or it is not of the format.
@@ -31,7 +33,7 @@ def open_source(uri: str, format: str = "auto") -> Source:  # noqa: A002 -- the 
         from limbeck.data.sources.digits import DigitsSource
 
         return DigitsSource(uri)
-    location = locate(uri)
+    location = locate(uri, access)
     return _of_format(_detect(location) if format == "auto" else format, location)
 
 

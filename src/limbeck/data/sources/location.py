@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from limbeck.errors import InputError
-
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)(?=::|://)")
-_EXTRAS = {"gs": "gcs", "gcs": "gcs"}
+from limbeck.storage import Access, scheme_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class Location:
         return InputError(self.uri, f"there is no split {self.split!r}", allowed)
 
 
-def locate(uri: str) -> Location:
+def locate(uri: str, access: Access) -> Location:
     """Find what `uri` names.
 
     Raises:
@@ -99,7 +95,7 @@ def locate(uri: str) -> Location:
         if local is not None:
             files, path = LocalFileSystem(), local
         else:
-            files, path = fsspec.core.url_to_fs(address)
+            files, path = access.open(address)
             files.invalidate_cache()
         path = path.rstrip("/") or "/"
         kind = files.info(path)["type"]
@@ -107,8 +103,8 @@ def locate(uri: str) -> Location:
         raise InputError(uri, "no such file or directory") from error
     except PermissionError as error:
         raise InputError(uri, "permission denied") from error
-    except ImportError as error:
-        raise _missing_package(uri, error) from error
+    except InputError:
+        raise
     except Exception as error:
         # A filesystem plug-in raises what its client library does: no credentials, no route, ...
         raise InputError(uri, f"cannot be reached: {error}") from error
@@ -120,7 +116,7 @@ def locate(uri: str) -> Location:
 def _local_path(uri: str) -> str | None:
     """The absolute path that `uri` names on this machine, or None when it names something elsewhere."""
     uri = uri.removeprefix("file://")
-    if _SCHEME.match(uri):
+    if scheme_of(uri):
         return None
     return os.path.abspath(uri)  # noqa: PTH100 -- Path.resolve would follow links
 
@@ -133,10 +129,3 @@ def _cut_split(uri: str) -> tuple[str, str | None]:
     if split in ("", ".", ".."):
         raise InputError(uri, f"{split!r} is not the name of a split", "write the split's name after the #")
     return address, split
-
-
-def _missing_package(uri: str, error: ImportError) -> InputError:
-    match = _SCHEME.match(uri)
-    scheme = match[1] if match else uri
-    remedy = f"pip install 'limbeck[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else str(error)
-    return InputError(uri, f"{scheme}:// needs a package that is not installed", remedy)
