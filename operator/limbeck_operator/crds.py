@@ -13,7 +13,8 @@ from limbeck_operator.manifests import FREE
 from limbeck_operator.rules import RULES, Rule
 
 _KEPT = ("type", "enum", "pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "format")
-_KEYS = {"Condition": "type", "StageStatus": "name", "Task": "name", "RayWorkerGroup": "name"}  # of lists of these
+# of lists of these
+_KEYS = {"Condition": "type", "StageStatus": "name", "Task": "name", "RayWorkerGroup": "name", "StorageOption": "name"}
 _DEFAULTS = DistillationSpec(source=Source(uri="-")).wire()
 _LABEL = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _STARTED = "has(oldSelf.status) && has(oldSelf.status.startTime)"

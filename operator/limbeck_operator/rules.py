@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from limbeck.spec import PINNED, REGISTERED
+from limbeck.redact import SECRET_INSIDE, SECRET_NAME
+from limbeck.spec import NO_SECRETS, PINNED, REGISTERED
 
 
 class Rule(NamedTuple):
@@ -77,6 +78,17 @@ RULES: dict[str, list[Rule]] = {
             "environment, mountPath or both",
         )
     ],
+    "StorageOption": [
+        Rule(
+            "[has(self.value), has(self.environment), has(self.file)].filter(given, given).size() == 1",
+            "value: one of value, environment and file",
+        ),
+        Rule(
+            f"!has(self.value) || self.value in {list(NO_SECRETS)} || "
+            f"!(self.name.matches(r'{SECRET_NAME}') || self.value.matches(r'{SECRET_INSIDE}'))",
+            "value: environment or file, so that no secret stands in the spec",
+        ),
+    ],
     "RayWorkerGroup": [
         Rule(
             "(!has(self.minReplicas) || self.minReplicas <= self.replicas) && "
@@ -135,4 +147,5 @@ RULES: dict[str, list[Rule]] = {
         ),
     ],
 }
-BY_LIST_TYPE = {"Evaluate", "RayCluster"}  # whose validators say that nothing stands twice: sets, and maps by name
+# whose validators say that nothing stands twice: sets, and maps by name
+BY_LIST_TYPE = {"Evaluate", "RayCluster", "StorageOptions"}

@@ -24,12 +24,15 @@ _SLASHED_PASSWORD = re.compile(r"://[^\s/?#@:]*:(?!:|\d*(?:[/?#\s]|$)|[^\s/?#@]*
 # A value ends before the quote or bracket that closes it in a text, but not at one within.
 _PARAMETER = re.compile(r"(?P<before>[?&;#])(?P<name>[^\s=&;#?]+)=(?P<value>(?:[^\s&;#]*[^\s&;#\"'<>])?)")
 
-# Names whose values are secrets: of URL parameters, and of options of a filesystem.
-SECRET_NAME = re.compile(
-    r"token|secret|signature|passw|passphrase|pwd|credential|api[-_.]?key|access[-_.]?(?:key|id)|account[-_.]?key"
-    r"|session|(?:^|[-_.])(?:sig|key|auth|authorization|jwt|code)$",
-    re.IGNORECASE,
+# What names have in them whose values are secrets, of URL parameters and of options of a filesystem, or end with.
+_PARTS = (
+    "token|secret|signature|passw|passphrase|pwd|credential|session"
+    "|api[-_.]?key|access[-_.]?(?:key|id)|account[-_.]?key"
 )
+_LAST = "sig|key|auth|authorization|jwt|code"
+SECRET_NAME = f"(?i)(?:{_PARTS}|(?:^|[-_.])(?:{_LAST})$)"
+SECRET_INSIDE = rf'(?i)"(?:[^"]*(?:{_PARTS})[^"]*|(?:[^"]*[-_.])?(?:{_LAST}))"\s*:\s*"[^"]'  # a JSON object
+_SECRET_NAME = re.compile(SECRET_NAME)
 
 
 _SHORTEST = 6  # characters; a shorter text would be found in words that have nothing to do with it
@@ -85,6 +88,6 @@ def _without_user(match: re.Match[str]) -> str:
 
 
 def _without_secret(match: re.Match[str]) -> str:
-    if not SECRET_NAME.search(unquote(match["name"])):
+    if not _SECRET_NAME.search(unquote(match["name"])):
         return match[0]
     return f"{match['before']}{match['name']}={REDACTED}"

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from limbeck.redact import SECRET_NAME
+from limbeck.redact import SECRET_INSIDE, SECRET_NAME
 
 API_VERSION = "limbeck.dev/v1alpha1"
 
@@ -635,11 +634,17 @@ class Engine(Section):
 
 
 class StorageOption(Section):
-    """The value of one option of a filesystem: as it is, or where it is looked up when the filesystem is opened."""
+    """One option of a filesystem: its value, or where that is looked up when the filesystem is opened."""
 
+    name: str = Field(
+        min_length=1,
+        max_length=100,
+        pattern="^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Argument of the fsspec filesystem, such as key, secret, token, endpoint_url.",
+    )
     value: str | None = Field(
         None,
-        max_length=10_000,
+        max_length=1000,
         description="The value itself, read as JSON where it is JSON (true, 30, an object), else as text; never a "
         "secret.",
     )
@@ -660,6 +665,16 @@ class StorageOption(Section):
             raise _conflict("value", " and ".join(given) or "nothing", "one of value, environment and file")
         return self
 
+    @model_validator(mode="after")
+    def _no_secret_in_the_text(self) -> StorageOption:
+        text = self.value
+        if text is None or text in NO_SECRETS:
+            return self
+        if re.search(SECRET_NAME, self.name) or re.search(SECRET_INSIDE, text):
+            found = f"the value of {self.name} itself"
+            raise _conflict("value", found, "environment or file, so that no secret stands in the spec")
+        return self
+
     @property
     def literal(self) -> Any:
         """What `value` means."""
@@ -670,35 +685,22 @@ class StorageOption(Section):
             return self.value
 
 
+NO_SECRETS = ("", "anon", "cloud", "google_default")  # what gcsfs takes for a token that is none
+
+
 class StorageOptions(Section):
     """How the places whose URLs begin with a prefix are reached, where the usual credentials are not enough."""
 
     prefix: Uri = Field(description="Beginning of the URLs, such as s3://bucket/; of several that fit, the longest.")
-    options: dict[str, StorageOption] = Field(
-        max_length=50, description="Arguments of the fsspec filesystem, such as key, secret, token, endpoint_url."
-    )
+    options: list[StorageOption] = Field(min_length=1, max_length=50, description="Arguments of the filesystem.")
 
     @model_validator(mode="after")
-    def _no_secret_in_the_text(self) -> StorageOptions:
-        for name, option in self.options.items():
-            if option.value is not None and any(_texts_that_are_secret(name, option.literal)):
-                allowed = "environment or file, so that no secret stands in the spec"
-                raise _conflict(f"options.{name}.value", "the value itself", allowed)
+    def _names_once(self) -> StorageOptions:
+        names = [option.name for option in self.options]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise _conflict("options", f"{', '.join(twice)} more than once", "each name once")
         return self
-
-
-_NO_SECRETS = {"", "anon", "cloud", "google_default"}  # what gcsfs takes for a token that is none
-
-
-def _texts_that_are_secret(name: str, value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for inner, content in value.items():
-            yield from _texts_that_are_secret(inner, content)
-    elif isinstance(value, list):
-        for content in value:
-            yield from _texts_that_are_secret(name, content)
-    elif isinstance(value, str) and SECRET_NAME.search(name) and value not in _NO_SECRETS:
-        yield value
 
 
 class Execution(Section):

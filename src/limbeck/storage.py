@@ -53,7 +53,8 @@ class Access:
             return {}
         position = max(fitting)[1]
         where = f"spec.execution.storageOptions[{position}].options"
-        return {name: _value(f"{where}.{name}", option) for name, option in self.entries[position].options.items()}
+        options = self.entries[position].options
+        return {option.name: _value(f"{where}[{index}]", option) for index, option in enumerate(options)}
 
     def open(self, url: str) -> tuple[Any, str]:
         """The filesystem of a URL or path, and the path on it.

@@ -33,7 +33,25 @@ def _task(name: str) -> dict[str, Any]:
     return {"name": name, "train": SOURCE, "test": SOURCE}
 
 
+def _options(*options: dict[str, Any]) -> dict[str, Any]:
+    return {"execution": {"storageOptions": [{"prefix": "s3://b/", "options": list(options)}]}}
+
+
 CASES = [
+    Case(_options({"name": "endpoint_url", "value": "http://minio:9000"}, {"name": "key", "environment": "KEY"})),
+    Case(_options({"name": "token", "file": "/run/secrets/token.json"}, {"name": "anon", "value": "true"})),
+    Case(_options({"name": "token", "value": "anon"})),
+    Case(_options({"name": "client_kwargs", "value": '{"region_name": "eu-1", "verify": false}'})),
+    Case(_options(), "options"),
+    Case(_options({"name": "key"}), "value"),
+    Case(_options({"name": "endpoint_url", "value": "x", "file": "/y"}), "value"),
+    Case(_options({"name": "anon", "value": "true"}, {"name": "anon", "value": "false"}), "options"),
+    Case(_options({"name": "key", "value": "AKIA0123"}), "environment or file"),
+    Case(_options({"name": "SECRET", "value": "hush"}), "environment or file"),
+    Case(_options({"name": "config_kwargs", "value": '{"aws_secret_access_key": "hush"}'}), "environment or file"),
+    Case(_options({"name": "config_kwargs", "value": '{"a": {"Key" : "hush"}}'}), "environment or file"),
+    Case(_options({"name": "config_kwargs", "value": '{"use_keys": "no", "key": true}'})),
+    Case(_options({"name": "endpoint url", "value": "x"}), "name"),
     Case({}),
     Case({"seed": 2**31 - 1}),
     Case({"seed": 2**31}, "seed"),
