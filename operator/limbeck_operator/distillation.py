@@ -17,7 +17,7 @@ from limbeck_operator.by_job import ByJob, drop_cluster
 from limbeck_operator.by_kubeflow import ByKubeflow, let_go
 from limbeck_operator.conditions import holds, instant, timestamp
 from limbeck_operator.drafting import COMPLETE, FAILED, PROGRESSING, Backend, Draft
-from limbeck_operator.inherit import Defaults, inherit
+from limbeck_operator.inherit import Defaults, check_account, inherit
 from limbeck_operator.observed import Observed
 from limbeck_operator.plan import Delete, Plan
 
@@ -53,6 +53,7 @@ def read(document: Mapping[str, Any], defaults: Defaults) -> Distillation:
     spec = inherit(document.get("spec") or {}, defaults, metadata["namespace"], metadata["name"])
     distillation = model_of({**document, "spec": spec}, Distillation)
     check_for_cluster(distillation.spec)
+    check_account(distillation.spec.execution, defaults, metadata["namespace"])
     if distillation.spec.execution.backend == "kubeflow":
         check_for_kubeflow(distillation.spec)
     return distillation

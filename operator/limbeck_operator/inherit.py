@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limbeck.cluster import IMAGE
-from limbeck.spec import DistillationSpec, Source
+from limbeck.errors import InputError
+from limbeck.spec import DistillationSpec, Execution, Source
 
 _SPEC = DistillationSpec(source=Source(uri="-")).wire()
 
@@ -20,11 +21,13 @@ class Defaults:
         image: of pods.
         service_account: of pods.
         shared: sections of a spec, as `limbeck.spec.SharedSettings` has them, on the wire; these come first.
+        own_account: the operator's own service account, as NAMESPACE/NAME, which no pod may run as.
     """
 
     image: str = IMAGE
     service_account: str | None = None
     shared: Mapping[str, Any] = field(default_factory=dict)
+    own_account: str | None = None
 
 
 def inherit(spec: Mapping[str, Any], defaults: Defaults, namespace: str, name: str) -> dict[str, Any]:
@@ -43,6 +46,20 @@ def inherit(spec: Mapping[str, Any], defaults: Defaults, namespace: str, name: s
         uri = shared["output"]["uri"].replace("{namespace}", namespace).replace("{name}", name)
         shared["output"] = {**shared["output"], "uri": uri}
     return _merged(spec, shared, _SPEC)
+
+
+def check_account(execution: Execution, defaults: Defaults, namespace: str) -> None:
+    """See that what a spec runs does not act with the operator's own rights.
+
+    Raises:
+        InputError: it would, by the service account that it names.
+    """
+    if defaults.own_account == f"{namespace}/{execution.service_account}":
+        raise InputError(
+            "spec.execution.serviceAccount",
+            f"{execution.service_account} is the operator's own",
+            "one with the rights that the run needs",
+        )
 
 
 def _merged(own: Mapping[str, Any], shared: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from kubernetes import client, config
@@ -34,6 +36,7 @@ _MERGE = "application/merge-patch+json"
 _PAGE = 100
 _LONGEST_NOTE = 1024  # bytes
 _THREADS = 16
+_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
 class Refused(Exception):  # noqa: N818 - what the API server said
@@ -251,6 +254,17 @@ def connect(kubeconfig: str | None = None, agent: str | None = None, unheard: fl
         pool = found.rest_client.pool_manager.connection_pool_kw
         pool["socket_options"] = [*HTTPConnection.default_socket_options, option]
     return found
+
+
+def own_account(token: Path = _TOKEN) -> str | None:
+    """The service account of this pod, as NAMESPACE/NAME, by its token; None outside a pod."""
+    try:
+        payload = token.read_text().split(".")[1]
+        subject = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["sub"]
+        kind, whose, namespace, name = str(subject).split(":")
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return f"{namespace}/{name}" if (kind, whose) == ("system", "serviceaccount") else None
 
 
 def strip(kind: str, document: Document) -> Document:

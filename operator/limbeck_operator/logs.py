@@ -7,7 +7,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from limbeck.redact import redact_url
+from limbeck.redact import RedactedFormatter, redact_url
 
 
 class _Json(logging.Formatter):
@@ -31,7 +31,7 @@ def about(kind: str, namespace: str, name: str) -> dict[str, dict[str, str]]:
 def configure(form: str) -> None:
     """Have all loggers write to standard error; libraries only what went wrong."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Json() if form == "json" else RedactedFormatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -30,7 +30,7 @@ from limbeck_operator.bounds import short
 from limbeck_operator.conditions import Said, conditions, holds, instant, reason_of, timestamp
 from limbeck_operator.distillation import is_finished, model_of
 from limbeck_operator.drafting import COMPLETE, FAILED
-from limbeck_operator.inherit import Defaults, inherit
+from limbeck_operator.inherit import Defaults, check_account, inherit
 from limbeck_operator.manifests import CONTAINER, check_job, check_name, is_owned, owner_reference
 from limbeck_operator.plan import Delete, Event, Plan
 from limbeck_operator.times import Schedule, parse
@@ -76,6 +76,7 @@ def read(document: Mapping[str, Any], defaults: Defaults) -> tuple[ScheduledDist
     fields = {"apiVersion": api.API_VERSION, "kind": api.DISTILLATION, "metadata": {"name": name}}
     made = model_of({**fields, "spec": spec}, Distillation).spec
     check_for_cluster(made)
+    check_account(made.execution, defaults, namespace)
     if made.execution.backend == "kubeflow":
         check_for_kubeflow(made)
     _check_marks("labels", template.labels, values=True)

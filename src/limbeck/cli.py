@@ -18,6 +18,7 @@ from limbeck.cli_operator import definitions, operator, trigger, validate_schedu
 from limbeck.cli_pipeline import pipeline
 from limbeck.cli_registry import registry, ui
 from limbeck.errors import InputError, WorkError
+from limbeck.redact import redact_url
 from limbeck.version import __version__
 from limbeck.workplace import recorded, start_sender, workshop
 
@@ -345,11 +346,11 @@ def _print_summary(summary: Summary, output: str) -> None:
 
 
 def _note(line: str) -> None:
-    typer.echo(line, err=True)
+    typer.echo(redact_url(line), err=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
+    typer.echo(redact_url(message), err=True)
     sys.exit(code)
 
 

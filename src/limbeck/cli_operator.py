@@ -82,6 +82,7 @@ def operator(
     from limbeck.specfile import read_shared
     from limbeck_operator.controller import Settings, run
     from limbeck_operator.inherit import Defaults
+    from limbeck_operator.kube import own_account
     from limbeck_operator.logs import configure
 
     given = {} if image is None else {"image": image}
@@ -100,7 +101,7 @@ def operator(
             kubeconfig=kubeconfig,
             workers=workers,
             port=port,
-            defaults=Defaults(**given, service_account=service_account, shared=shared),
+            defaults=Defaults(**given, service_account=service_account, shared=shared, own_account=own_account()),
             kubeflow=kubeflow,
             kubeflow_seconds=kubeflow_seconds,
             progress_seconds=progress_seconds,

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from limbeck.redact import redact_url
+
 
 class Bar(Protocol):
     """One piece of work under way."""
@@ -60,7 +62,7 @@ class TerminalProgress:
 
     def say(self, line: str) -> None:
         """See `Progress.say`."""
-        self._console.print(line, markup=False)
+        self._console.print(redact_url(line), markup=False)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 from urllib.parse import unquote
@@ -65,6 +66,14 @@ def conceal(secret: str) -> None:
     """Have `redact_url` replace this text, which this process has read as a credential, wherever it occurs."""
     if len(secret) >= _SHORTEST:
         _concealed.add(secret)
+
+
+class RedactedFormatter(logging.Formatter):
+    """Lines of a log, tracebacks included, without credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        return redact_url(super().format(record))
 
 
 def redact_strings(value: Any) -> Any:

@@ -23,6 +23,7 @@ from limbeck.errors import WorkError
 from limbeck.fanout.messages import Failure, Job
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.progress import Bar
+from limbeck.redact import RedactedFormatter
 from limbeck.storage import Access
 from limbeck.store import Identity, Result, Store
 
@@ -230,7 +231,7 @@ def _log_file(store: Store, name: str) -> Iterator[None]:
     """Inside the block, what limbeck logs goes to a file of the store as well."""
     with store.appended(name) as path:
         handler = logging.FileHandler(path)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(RedactedFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger = logging.getLogger("limbeck")
         level = logger.level
         logger.addHandler(handler)
