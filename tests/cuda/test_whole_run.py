@@ -84,7 +84,8 @@ def test_experts_are_those_of_the_cpu_to_rounding(first, tmp_path):
         found[device] = sorted(theta(tmp_path / device), key=lambda t: t[0].sum().item())
     for ours, cpu in zip(found["cuda"], found["cpu"], strict=True):
         assert torch.equal(ours[0], cpu[0])
-        assert (ours[-1] - cpu[-1]).norm() < 1e-3 * (cpu[-1] - cpu[0]).norm()
+        # convolutions are in TF32 there, with 10 bits after the point
+        assert (ours[-1] - cpu[-1]).norm() < 5e-3 * (cpu[-1] - cpu[0]).norm()
 
 
 @pytest.mark.parametrize("compile", ["always", "never"])
