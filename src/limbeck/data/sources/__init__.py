@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-from limbeck.data.sources.listing import Content, Listing, Source
+from limbeck.data.sources.listing import Content, Indices, Listing, Names, Reader, Source
 from limbeck.data.sources.location import Location, locate
 from limbeck.errors import InputError
 from limbeck.storage import PLAIN, Access
 
-__all__ = ["FORMATS", "Content", "Listing", "Source", "open_source"]
+__all__ = ["FORMATS", "Content", "Indices", "Listing", "Names", "Reader", "Source", "open_source"]
 
 FORMATS = ("auto", "images", "zip", "tar", "npz", "npy", "parquet", "cifar", "digits")
 

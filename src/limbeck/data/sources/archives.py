@@ -12,14 +12,17 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from typing import IO, Any, cast
 
+import pyarrow as pa
+
 from limbeck.data.decode import MAX_ENCODED_BYTES, BadImage
 from limbeck.data.sources.folders import Arrangement, Entry, arrange, is_image, of_split, tidy, unsafe_name
-from limbeck.data.sources.listing import Content, Listing, digest_of_entries
+from limbeck.data.sources.listing import Content, Indices, Listing, digest_of_entries
 from limbeck.data.sources.location import Location
+from limbeck.data.sources.reopening import Reopened
 from limbeck.errors import InputError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -73,7 +76,20 @@ class ZipSource:
             for entry in self._arrangement.entries
         )
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
+    @property
+    def single_pass(self) -> bool:
+        """See `Source.single_pass`."""
+        return True
+
+    def checksums(self) -> pa.Array | None:
+        """See `Source.checksums`."""
+        return None
+
+    def reader(self, wanted: Indices) -> Reopened:
+        """See `Source.reader`."""
+        return Reopened(self.uri, self.format, self._location.access, wanted)
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
         """See `Source.read`: in the order in which the archive holds them."""
         entries = self._arrangement.entries
         with open_zip(self._location) as archive:
@@ -119,7 +135,20 @@ class TarSource:
         """See `Source.fingerprint`: of every image's name and content, whatever the compression."""
         return digest_of_entries((entry.name, entry.place[1]) for entry in self._arrangement.entries)
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
+    @property
+    def single_pass(self) -> bool:
+        """See `Source.single_pass`."""
+        return True
+
+    def checksums(self) -> pa.Array | None:
+        """See `Source.checksums`."""
+        return None
+
+    def reader(self, wanted: Indices) -> Reopened:
+        """See `Source.reader`."""
+        return Reopened(self.uri, self.format, self._location.access, wanted)
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
         """See `Source.read`: in the order in which the archive holds them."""
         entries = self._arrangement.entries
         at_place = {}

@@ -12,11 +12,13 @@ from functools import cached_property
 from typing import IO, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from limbeck.data.sources.archives import ARCHIVE_ERRORS, open_zip
 from limbeck.data.sources.listing import (
     Content,
+    Indices,
     Labels,
     Listing,
     digest_of_entries,
@@ -24,6 +26,7 @@ from limbeck.data.sources.listing import (
     numbered,
 )
 from limbeck.data.sources.location import Location
+from limbeck.data.sources.reopening import Reopened
 from limbeck.errors import InputError
 
 IMAGE_KEYS = ("images", "x", "x_train", "data", "arr_0")
@@ -68,7 +71,20 @@ class NpySource:
         """See `Source.fingerprint`: of the file's bytes."""
         return self._fingerprint
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
+    @property
+    def single_pass(self) -> bool:
+        """See `Source.single_pass`."""
+        return True
+
+    def checksums(self) -> pa.Array | None:
+        """See `Source.checksums`."""
+        return None
+
+    def reader(self, wanted: Indices) -> Reopened:
+        """See `Source.reader`."""
+        return Reopened(self.uri, self.format, self._location.access, wanted)
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
         """See `Source.read`: in order, from a memory map when the file is local."""
         header = self._header
         if self._location.is_local:
@@ -116,7 +132,20 @@ class NpzSource:
         """See `Source.fingerprint`: of the file's bytes and the split."""
         return self._fingerprint
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
+    @property
+    def single_pass(self) -> bool:
+        """See `Source.single_pass`."""
+        return True
+
+    def checksums(self) -> pa.Array | None:
+        """See `Source.checksums`."""
+        return None
+
+    def reader(self, wanted: Indices) -> Reopened:
+        """See `Source.reader`."""
+        return Reopened(self.uri, self.format, self._location.access, wanted)
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
         """See `Source.read`: in order, in one pass over the array, which may be compressed."""
         with open_zip(self._location) as archive:
             images, _ = self._keys(archive)
@@ -215,9 +244,7 @@ def _channels_last(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.array(image)
 
 
-def _rows(
-    file: IO[bytes], header: _Header, wanted: Sequence[int], where: str
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _rows(file: IO[bytes], header: _Header, wanted: Indices, where: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Read images one by one from a file that stands behind its header; Fortran order is read whole."""
     if header.fortran_order:
         content = np.frombuffer(file.read(header.nbytes), np.uint8)

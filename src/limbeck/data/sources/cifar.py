@@ -13,17 +13,20 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from limbeck.data.sources.archives import tar_members
 from limbeck.data.sources.listing import (
     Content,
+    Indices,
     Listing,
     digest_of_entries,
     labels_of_integers,
     numbered,
 )
 from limbeck.data.sources.location import Location
+from limbeck.data.sources.reopening import Reopened
 from limbeck.errors import InputError
 
 _SIDE = 32
@@ -63,7 +66,20 @@ class CifarSource:
         """See `Source.fingerprint`: of the batches of the split and the file with the class names."""
         return self._scan.fingerprint
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
+    @property
+    def single_pass(self) -> bool:
+        """See `Source.single_pass`."""
+        return True
+
+    def checksums(self) -> pa.Array | None:
+        """See `Source.checksums`."""
+        return None
+
+    def reader(self, wanted: Indices) -> Reopened:
+        """See `Source.reader`."""
+        return Reopened(self.uri, self.format, self._location.access, wanted)
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
         """See `Source.read`: with one batch in memory at a time."""
         ordered = sorted(wanted)
         for file, content in self._contents():

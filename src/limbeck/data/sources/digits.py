@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from limbeck.data.sources.listing import Content, Listing, digest_of_entries, labels_of_integers
+from limbeck.data.sources.listing import Content, Indices, Listing, Names, digest_of_entries, labels_of_integers
+from limbeck.data.sources.reopening import Reopened
 from limbeck.errors import InputError
+from limbeck.storage import PLAIN
 
 URI = "sklearn:digits"
 
@@ -46,13 +49,26 @@ class DigitsSource:
             for image, label, name in zip(images, labels, names, strict=True)
         )
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
+    @property
+    def single_pass(self) -> bool:
+        """See `Source.single_pass`."""
+        return True
+
+    def checksums(self) -> pa.Array | None:
+        """See `Source.checksums`."""
+        return None
+
+    def reader(self, wanted: Indices) -> Reopened:
+        """See `Source.reader`."""
+        return Reopened(self.uri, self.format, PLAIN, wanted)
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
         """See `Source.read`."""
         images, _, _ = self._digits
         yield from ((index, images[index]) for index in wanted)
 
     @cached_property
-    def _digits(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
+    def _digits(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], Names]:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -61,4 +77,4 @@ class DigitsSource:
             is_test = places % _TEST_EVERY == 0
             places = places[is_test if self._split == "test" else ~is_test]
         pixels = np.rint(digits.images[places] * (255 / _WHITEST)).astype(np.uint8)
-        return pixels[..., None], digits.target[places].astype(np.int64), [f"{place:04d}" for place in places]
+        return pixels[..., None], digits.target[places].astype(np.int64), Names([f"{place:04d}" for place in places])

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from limbeck.data.sources.listing import Listing, labels_of_names
+from limbeck.data.sources.listing import Listing, Names, labels_of_names
 from limbeck.data.sources.location import Location
 from limbeck.errors import InputError
 
@@ -96,7 +96,7 @@ def arrange(entries: Iterable[Entry[Place]], where: str) -> Arrangement[Place]:
         raise InputError(where, f"holds no image{beside}", f"images are {' '.join(SUFFIXES)} files")
     ordered = _unique(images)
     labels, classes = labels_of_names(_classes(ordered))
-    names = [entry.name for entry in ordered]
+    names = Names([entry.name for entry in ordered])
     return Arrangement(tuple(ordered), Listing(len(names), names, labels, classes, ignored))
 
 

@@ -23,6 +23,7 @@ class Location:
         path: its path on that filesystem, without a slash at the end.
         split: what followed `#`, or None.
         is_directory: whether it is a directory (a prefix, on object storage).
+        access: how it was reached, and another process can reach it.
     """
 
     uri: str
@@ -30,6 +31,7 @@ class Location:
     path: str
     split: str | None
     is_directory: bool
+    access: Access
 
     @property
     def is_local(self) -> bool:
@@ -110,7 +112,7 @@ def locate(uri: str, access: Access) -> Location:
         raise InputError(uri, f"cannot be reached: {error}") from error
     if kind == "other":
         raise InputError(uri, "neither a file nor a directory")
-    return Location(uri, files, path, split, kind == "directory")
+    return Location(uri, files, path, split, kind == "directory", access)
 
 
 def _local_path(uri: str) -> str | None:

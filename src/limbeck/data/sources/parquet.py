@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,13 +18,16 @@ import pyarrow.parquet as pq
 from limbeck.data.decode import MAX_ENCODED_BYTES, BadImage
 from limbeck.data.sources.listing import (
     Content,
+    Indices,
     Labels,
     Listing,
+    Names,
     digest_of_entries,
     labels_of_integers,
     labels_of_names,
 )
 from limbeck.data.sources.location import Location
+from limbeck.data.sources.reopening import Reopened
 from limbeck.errors import InputError
 
 IMAGE_COLUMNS = ("image", "img")
@@ -63,7 +66,20 @@ class ParquetSource:
         """See `Source.fingerprint`: of the names and bytes of the files."""
         return self._fingerprint
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
+    @property
+    def single_pass(self) -> bool:
+        """See `Source.single_pass`."""
+        return True
+
+    def checksums(self) -> pa.Array | None:
+        """See `Source.checksums`."""
+        return None
+
+    def reader(self, wanted: Indices) -> Reopened:
+        """See `Source.reader`."""
+        return Reopened(self.uri, self.format, self._location.access, wanted)
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
         """See `Source.read`: in order, one row group at a time."""
         ordered = np.sort(np.asarray(wanted, np.int64))
         first = 0
@@ -128,7 +144,7 @@ class ParquetSource:
 
     @cached_property
     def _listing(self) -> Listing:
-        names = [f"{part.stem}/{row:08d}" for part in self._parts for row in range(part.rows)]
+        names = Names([f"{part.stem}/{row:08d}" for part in self._parts for row in range(part.rows)])
         if not names:
             raise InputError(self.uri, "holds no image: it has no rows")
         labels, classes = self._labels()

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
+
 from limbeck.data.decode import MAX_ENCODED_BYTES, BadImage
 from limbeck.data.sources.folders import Arrangement, Entry, arrange, tidy
-from limbeck.data.sources.listing import Content, Listing, digest_of_entries
+from limbeck.data.sources.listing import Content, Indices, Listing, digest_of_entries
 from limbeck.data.sources.location import Location
+from limbeck.data.sources.reopening import Reopened
 from limbeck.errors import InputError, WorkError
 
 _BATCH_FILES, _BATCH_BYTES = 128, 16 * 2**20  # read at once: concurrently, where the filesystem can
@@ -37,7 +40,20 @@ class TreeSource:
         """See `Source.fingerprint`: of every image's name and content."""
         return self._fingerprint
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
+    @property
+    def single_pass(self) -> bool:
+        """See `Source.single_pass`."""
+        return True
+
+    def checksums(self) -> pa.Array | None:
+        """See `Source.checksums`."""
+        return None
+
+    def reader(self, wanted: Indices) -> Reopened:
+        """See `Source.reader`."""
+        return Reopened(self.uri, self.format, self._location.access, wanted)
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
         """See `Source.read`."""
         entries = self._arrangement.entries
         readable = []
