@@ -9,20 +9,27 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 import threading
 import time
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import Any
 
 _REPORT_EVERY = 0.1  # seconds
 
 
-def _receive(jobs: SimpleQueue[bytes], stream: IO[bytes]) -> None:
-    while size := stream.read(8):
-        job = stream.read(int.from_bytes(size, "little"))
-        jobs.put(job)
+def _receive(jobs: SimpleQueue[bytes]) -> None:
+    while size := _read(8):
+        jobs.put(_read(int.from_bytes(size, "little")))
     os._exit(0)
+
+
+def _read(size: int) -> bytes:
+    """So many bytes of standard input, fewer at its end; not by `sys.stdin`, whose lock outlives the thread."""
+    pieces = []
+    while size and (piece := os.read(0, min(size, 2**20))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 class _Answers:
@@ -53,22 +60,22 @@ def main() -> None:
     """Make parts until there are no more."""
     answers = _Answers()
     jobs: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_receive, args=(jobs, sys.stdin.buffer), daemon=True).start()
+    threading.Thread(target=_receive, args=(jobs,), daemon=True).start()
 
     from limbeck.data.parts import PartJob, make_part
     from limbeck.errors import InputError, WorkError
 
     while True:
-        job = pickle.loads(jobs.get())  # noqa: S301 -- from the process that started this one
-        assert isinstance(job, PartJob)
+        data = jobs.get()
         try:
+            job: PartJob = pickle.loads(data)  # noqa: S301 -- from the process that started this one
             record = make_part(job, answers.advance)
         except InputError as error:
             answers.send(input=[error.where, error.found, error.allowed])
         except WorkError as error:
             answers.send(work=str(error))
         except Exception as error:
-            answers.send(work=f"{job.uri}: {type(error).__name__}: {' '.join(str(error).split())}")
+            answers.send(work=f"{type(error).__name__}: {' '.join(str(error).split())}")
         else:
             answers.flush()
             answers.send(record=record.model_dump_json())
