@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import pyarrow as pa
@@ -59,8 +59,7 @@ class Names(Sequence[str]):
         return str(self.array[place].as_py())
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), _AT_ONCE):
-            yield from self.array.slice(start, _AT_ONCE).to_pylist()
+        return in_pieces(self.array)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Names):
@@ -174,13 +173,21 @@ class Source(Protocol):
 Labels = tuple[NDArray[np.int64] | None, tuple[str, ...]]
 
 
-def labels_of_names(names: Sequence[str | None]) -> Labels:
-    """Labels and sorted classes from one class name an image (None where an image has none)."""
-    classes = tuple(sorted({name for name in names if name is not None}))
-    if not classes:
+def labels_of_names(names: pa.Array) -> Labels:
+    """Labels and sorted classes from one class name an image (null where an image has none).
+
+    Args:
+        names: strings.
+    """
+    coded = names.dictionary_encode()
+    found = coded.dictionary.to_pylist()
+    if not found:
         return None, ()
+    classes = tuple(sorted(found))
     index = {name: label for label, name in enumerate(classes)}
-    return np.array([-1 if name is None else index[name] for name in names], np.int64), classes
+    rank = np.array([index[name] for name in found], np.int64)
+    codes = coded.indices.fill_null(-1).to_numpy()
+    return np.where(codes >= 0, rank[codes], -1), classes
 
 
 def labels_of_integers(values: NDArray[np.int64], titles: Sequence[str], where: str) -> Labels:
@@ -213,7 +220,19 @@ def labels_of_integers(values: NDArray[np.int64], titles: Sequence[str], where: 
 
 def numbered(count: int) -> Names:
     """Names for images that have none: their places, padded so that they sort in that order."""
-    return Names(pc.utf8_lpad(pa.array(np.arange(count)).cast(pa.large_string()), 8, "0"))
+    return Names(places_in("", count))
+
+
+def places_in(prefix: str, count: int) -> pa.Array:
+    """The same behind a prefix: strings[count]."""
+    return prefixed(prefix, pc.utf8_lpad(pa.array(np.arange(count)).cast(pa.large_string()), 8, "0"))
+
+
+def prefixed(prefix: str, texts: pa.Array) -> pa.Array:
+    """Large strings, each behind the same prefix."""
+    return pc.binary_join_element_wise(
+        pa.scalar(prefix, pa.large_string()), texts.cast(pa.large_string()), pa.scalar("", pa.large_string())
+    )
 
 
 def digest_of_entries(entries: Iterable[tuple[str, bytes]]) -> str:
@@ -223,3 +242,14 @@ def digest_of_entries(entries: Iterable[tuple[str, bytes]]) -> str:
         encoded = name.encode()
         total.update(len(encoded).to_bytes(8, "little") + encoded + len(digest).to_bytes(8, "little") + digest)
     return total.hexdigest()
+
+
+def digest_of_images(names: Names, checksums: pa.Array) -> str:
+    """The same of every image's name and checksum."""
+    return digest_of_entries(zip(names, in_pieces(checksums), strict=True))
+
+
+def in_pieces(array: pa.Array) -> Iterator[Any]:
+    """Its values as Python's, a few thousand at a time."""
+    for start in range(0, len(array), _AT_ONCE):
+        yield from array.slice(start, _AT_ONCE).to_pylist()
