@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ def fetch(location: Location, spans: Sequence[Span]) -> list[bytes | Exception]:
     Returns:
         The bytes of each, fewer where its file ends before; or why it cannot be read.
     """
+    if location.is_local:
+        return [_read_local(span) for span in spans]
     # Not `cat`, which would take a file name such as `photo[1].jpg` for a pattern.
     found = location.files.cat_ranges(
         [span.path for span in spans],
@@ -51,6 +54,24 @@ def fetch(location: Location, spans: Sequence[Span]) -> list[bytes | Exception]:
         on_error="return",
     )
     return list(found)
+
+
+def _read_local(span: Span) -> bytes | Exception:
+    """Read a span of a local file: plainly, since a filesystem object costs several times what the reading does."""
+    try:
+        handle = os.open(span.path, os.O_RDONLY)
+        try:
+            start = span.start or 0
+            size = (os.fstat(handle).st_size if span.stop is None else span.stop) - start
+            pieces = []
+            while size > 0 and (piece := os.pread(handle, size, start)):  # a signal or a pipe may cut it short
+                pieces.append(piece)
+                start, size = start + len(piece), size - len(piece)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        return error
 
 
 def read_files(location: Location, paths: Sequence[str], sizes: NDArray[np.int64]) -> Iterator[tuple[int, Content]]:
@@ -68,7 +89,7 @@ def read_files(location: Location, paths: Sequence[str], sizes: NDArray[np.int64
         WorkError: the storage failed.
     """
     for places, contents in _ahead(
-        _batches(sizes), lambda batch: fetch(location, [Span(paths[place]) for place in batch])
+        location, _batches(sizes), lambda batch: fetch(location, [Span(paths[place]) for place in batch])
     ):
         for place, content in zip(places, contents, strict=True):
             if isinstance(content, FileNotFoundError | PermissionError | IsADirectoryError):
@@ -111,7 +132,7 @@ def read_spans(
         ]
         return fetch(location, spans)
 
-    for windows, contents in _ahead(_batches(ends - starts[firsts]), of_batch):
+    for windows, contents in _ahead(location, _batches(ends - starts[firsts]), of_batch):
         for window, content in zip(windows, contents, strict=True):
             if isinstance(content, FileNotFoundError | PermissionError):
                 raise InputError(location.uri, f"cannot be opened: {content.strerror or content}") from content
@@ -150,8 +171,16 @@ def _batches(sizes: NDArray[np.int64]) -> Iterator[list[int]]:
         yield batch
 
 
-def _ahead(batches: Iterator[Batch], fetch_batch: Callable[[Batch], Fetched]) -> Iterator[tuple[Batch, Fetched]]:
-    """Each batch and what was fetched of it, while the next one is being fetched."""
+def _ahead(
+    location: Location, batches: Iterator[Batch], fetch_batch: Callable[[Batch], Fetched]
+) -> Iterator[tuple[Batch, Fetched]]:
+    """Each batch and what was fetched of it, while the next one is being fetched.
+
+    Where that is local the system reads ahead, and a thread only takes turns with the one that decodes.
+    """
+    if location.is_local:
+        yield from ((batch, fetch_batch(batch)) for batch in batches)
+        return
     with ThreadPoolExecutor(1, "limbeck-fetch") as pool:
         under_way: tuple[Batch, Future[Fetched]] | None = None
         for batch in batches:
