@@ -6,6 +6,7 @@ import io
 import threading
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ MAX_PIXELS = 64_000_000
 _ALLOWED = ("JPEG", "PNG")
 _START, _FRAMES, _SCAN = b"\xff\xd8\xff\xe0", (0xC0, 0xC1, 0xC2), 0xDA  # a JPEG's markers
 _PLAIN_MARKERS = frozenset((*_FRAMES, 0xC4, 0xDB, 0xDD, 0xE0, 0xFE))  # and tables, restarts, JFIF's own, comments
-_PLAIN_BYTES, _PLAIN_PIXELS = 2**20, 2**20
+_PLAIN_BYTES, _PLAIN_PIXELS = 2**20, 2**20  # of any more, the head is the smaller part
 _REDUCING_GAP = 3.0  # how much larger than the result the cheap first reduction may leave an image
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -82,10 +83,14 @@ def decode_all(
     bad: dict[int, str] = {}
     canvas = Image.new("RGB", (size, size * len(contents)))  # one image after another, turned into an array at once
     tile = Image.new("RGB", (size, size))
+    head = _JpegHead(0, 0, b"\0")  # the last one's: images that one program wrote have equal heads
     for place, content in enumerate(contents):
-        if isinstance(content, bytes) and _plain_jpeg(content) == (size, size) and _decode_onto(tile, content):
-            canvas.paste(tile, (0, place * size))
-            continue
+        if isinstance(content, bytes):
+            if not content.startswith(head.data):
+                head = _plain_jpeg(content) or head
+            if head.width == head.height == size and content.startswith(head.data) and _decode_onto(tile, content):
+                canvas.paste(tile, (0, place * size))
+                continue
         try:
             if isinstance(content, BadImage):
                 raise content
@@ -99,10 +104,19 @@ def decode_all(
     return rows, bad
 
 
-def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG of three channels that needs nothing but decoding, by its header; None of any other.
+@dataclass(frozen=True)
+class _JpegHead:
+    """What comes before a JPEG's pixels."""
 
-    Pillow reads a header in Python, marker by marker, to keep what it says: for a small image that takes longer than
+    width: int
+    height: int
+    data: bytes
+
+
+def _plain_jpeg(data: bytes) -> _JpegHead | None:
+    """The head of a JPEG of three channels that needs nothing but decoding; None of any other.
+
+    Pillow reads a head in Python, marker by marker, to keep what it says: for a small image that takes longer than
     all the rest. Here only those markers are let pass that say nothing about how the pixels are to be understood.
     """
     if len(data) > _PLAIN_BYTES or data[:4] != _START:
@@ -114,7 +128,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
         if data[place] != 0xFF:
             return None
         if marker == _SCAN:
-            return found
+            return found and _JpegHead(*found, data[:place])
         length = (data[place + 2] << 8) + data[place + 3]
         if marker not in _PLAIN_MARKERS or length < 2:
             return None
@@ -158,8 +172,8 @@ def _decode_file(data: bytes, size: int) -> Image.Image:
     """The whole upright image in RGB; a far too large JPEG is decoded at a half, a quarter or an eighth."""
     least = round(_REDUCING_GAP * size)
     plain = _plain_jpeg(data)
-    if plain is not None and min(plain[0] // least, plain[1] // least) < 2:
-        image = Image.new("RGB", plain)
+    if plain is not None and min(plain.width // least, plain.height // least) < 2:
+        image = Image.new("RGB", (plain.width, plain.height))
         if _decode_onto(image, data):
             return image
     try:
