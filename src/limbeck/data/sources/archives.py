@@ -214,7 +214,8 @@ class TarSource:
 
     @cached_property
     def _compressed(self) -> bool:
-        return is_compressed(self._location)
+        with self._location.open(block=_HEADER_BLOCK) as file:
+            return _decompressor(file) is not None
 
     @cached_property
     def _arrangement(self) -> Arrangement:
@@ -358,10 +359,15 @@ def open_zip(location: Location, block: int | None = None) -> Iterator[zipfile.Z
 
 
 class TarMember:
-    """A member of a tar archive that a pass over it has reached."""
+    """A member of a tar archive that a pass over it has reached.
 
-    def __init__(self, archive: tarfile.TarFile, info: tarfile.TarInfo, uri: str) -> None:
-        self.info = info
+    Attributes:
+        info: its header.
+        compressed: whether the archive is.
+    """
+
+    def __init__(self, archive: tarfile.TarFile, info: tarfile.TarInfo, uri: str, compressed: bool) -> None:
+        self.info, self.compressed = info, compressed
         self._archive, self._uri = archive, uri
 
     def content(self) -> bytes:
@@ -411,13 +417,7 @@ def _members(stream: IO[bytes], mode: Literal["r:", "r|"], uri: str) -> Iterator
         while (info := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # else they pile up
             if not info.isdir():
-                yield TarMember(archive, info, uri)
-
-
-def is_compressed(location: Location, path: str | None = None) -> bool:
-    """Whether a tar archive, the location or another one on its filesystem, is compressed."""
-    with location.open(path, _HEADER_BLOCK) as file:
-        return _decompressor(file) is not None
+                yield TarMember(archive, info, uri, mode == "r|")
 
 
 def unreadable_tar(uri: str, error: Exception) -> InputError:

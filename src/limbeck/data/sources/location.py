@@ -105,7 +105,9 @@ class Location:
             entries = self.files.ls(self.path, detail=True)
         except OSError as error:
             raise InputError(self.uri, f"cannot be listed: {error.strerror or error}") from error
-        named = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in entries}
+        # An object whose name is the directory's and a slash only marks it.
+        inside = [entry for entry in entries if entry["name"].strip("/") != self.path.strip("/")]
+        named = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in inside}
         return {name: named[name] for name in sorted(named)}
 
     def no_such_split(self, splits: list[str]) -> InputError:
