@@ -21,6 +21,7 @@ from limbeck.data.parts import part_rows
 from limbeck.data.shards import shard_rows
 from limbeck.errors import InputError, WorkError
 from limbeck.interrupt import Stopped, StopRequest
+from limbeck.store import Store
 from tests.data.drawn import DrawnSource, Telling, read_so_far
 
 COUNT = 1500  # of 64 x 64: three parts
@@ -271,6 +272,24 @@ def test_another_machine_goes_on_with_the_copies(tmp_path, whole):
     ingest(DrawnSource(COUNT, log=log), tmp_path / "there", copies=bucket)
     assert read_so_far(log) == list(range(1366, COUNT))
     assert files_of(tmp_path / "there") == whole
+
+
+def test_another_machine_goes_on_from_a_remote_store(tmp_path, whole, monkeypatch):
+    stop = StopRequest()
+
+    def ask(done: int) -> None:
+        stop.requested = done > 1400
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    with pytest.raises(Stopped), Store("memory://parts").scratch("ingest", "0" * 32) as folder:
+        ingest(DrawnSource(COUNT), folder, copies=Store("memory://parts"), stop=stop, progress=Telling(ask))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    log, store = tmp_path / "log", Store("memory://parts")
+    with store.scratch("ingest", "0" * 32) as folder:
+        ingest(DrawnSource(COUNT, log=log), folder, copies=store)
+        assert files_of(folder) == whole
+    assert read_so_far(log) == list(range(1366, COUNT))
+    assert store.names("work/ingest") == []
 
 
 def test_a_copy_that_fails_is_an_error(tmp_path):
