@@ -28,7 +28,7 @@ from limbeck.runs import REPORT, read_history, write_report, write_summary
 from limbeck.scores import FILE, Score, read_scores, recovered_gaps, summarize
 from limbeck.spec import Architecture, Distillation, DistillationSpec, StageName
 from limbeck.stages.graph import INGEST_VERSION, STAGES, Stage
-from limbeck.stages.ingest import ingest
+from limbeck.stages.ingest import ingest, remember
 from limbeck.stages.task import StageTask, Workshop, device_name
 from limbeck.store import Identity, Result
 from limbeck.summary import DistilledSummary, Registered, SourceSummary, StageSummary, Summary
@@ -197,6 +197,9 @@ class Run:
             identity = Identity("ingest", INGEST_VERSION, section, {"source": self._fingerprints[name]})
             work = self._reading(name, settings)
             self._make(name, f"ingest {settings.label}", identity, work, {}, only_find)
+            if not self._stages[-1].reused and not only_find:
+                size = self._spec.source.image_size
+                remember(self._shop.store, self._sources[name].source, size, self.results[name])
         datasets = {name: ImageDataset.open(result.path) for name, result in self.results.items()}
         check_datasets(self._spec, datasets, self._start)
 

@@ -33,7 +33,7 @@ Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([numkKMGTPE]|[KMGTP
 REGISTERED = "models:/"  # what the URI of a registered set begins with
 PINNED = r"models:/[^/@]+/[1-9][0-9]{0,8}"  # one version of one
 
-SourceFormat = Literal["auto", "images", "zip", "tar", "npz", "npy", "parquet", "cifar", "digits"]
+SourceFormat = Literal["auto", "images", "zip", "tar", "webdataset", "npz", "npy", "parquet", "cifar", "digits"]
 Architecture = Literal["convnet", "resnet10", "resnet18"]
 Norm = Literal["instance", "batch", "none"]
 Initialization = Literal["highLoss", "random", "kCenter"]

@@ -13,13 +13,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 
 from limbeck.errors import InputError
 from limbeck.redact import conceal
-from limbeck.spec import DistillationSpec, StorageOption, StorageOptions
+
+if TYPE_CHECKING:  # the processes that read images start without it
+    from limbeck.spec import DistillationSpec, StorageOption, StorageOptions
 
 REMOTE = {"gs", "gcs", "s3", "s3a", "az", "abfs", "abfss"}  # object stores whose listings are never to be cached
 _EXTRAS = {

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from limbeck.data.decode import MAX_ENCODED_BYTES, BadImage, decode
+import limbeck.data.decode
+from limbeck.data.decode import MAX_ENCODED_BYTES, BadImage, decode, decode_all
 from tests.data.making import encoded, noise, png_chunk, raw_png
 
 
@@ -194,3 +195,81 @@ def test_decoding_in_threads_leaves_the_warning_filters_as_they_were():
     for thread in threads:
         thread.join()
     assert warnings.filters == before
+
+
+# --- many at once, and the short way for small plain JPEGs ---------------------------------------------------
+
+
+def by_pillow_alone(data: bytes | np.ndarray, size: int) -> np.ndarray | str:
+    """What comes of an image without the short way, or why nothing does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limbeck.data.decode, "_plain_jpeg", lambda data: None)
+        try:
+            return decode(data, size)
+        except BadImage as error:
+            return error.reason
+
+
+def same(found: np.ndarray | str, expected: np.ndarray | str) -> bool:
+    if isinstance(expected, str) or isinstance(found, str):
+        return isinstance(found, str) and found == expected
+    return bool((found == expected).all())
+
+
+JPEGS = {
+    "plain": encoded(noise(1, 32), "JPEG"),
+    "of another quality": encoded(noise(2, 32), "JPEG", quality=40),
+    "progressive": encoded(noise(3, 32), "JPEG", progressive=True),
+    "optimized": encoded(noise(4, 32), "JPEG", optimize=True),
+    "with restarts": encoded(noise(5, 32), "JPEG", restart_marker_blocks=1),
+    "not subsampled": encoded(noise(6, 32), "JPEG", subsampling=0),
+    "commented": encoded(noise(7, 32), "JPEG", comment=b"a comment"),
+    "larger": encoded(noise(8, 50), "JPEG"),
+    "much larger": encoded(noise(9, 200), "JPEG"),
+    "oblong": encoded(noise(10, 64)[:32], "JPEG"),
+    "grey": encoded(noise(11, 32, 1)[..., 0], "JPEG"),
+    "CMYK": encoded(Image.fromarray(noise(12, 32)).convert("CMYK"), "JPEG"),
+    "EXIF": encoded(
+        noise(13, 32), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    ),
+    "with a profile": encoded(noise(14, 32), "JPEG", icc_profile=b"x" * 200),
+}
+
+
+@pytest.mark.parametrize("data", JPEGS.values(), ids=JPEGS.keys())
+def test_the_short_way_gives_the_bytes_that_pillow_gives(data):
+    assert same(decode(data, 32), by_pillow_alone(data, 32))
+
+
+def test_the_short_way_is_taken():
+    taken = {name for name, data in JPEGS.items() if limbeck.data.decode._plain_jpeg(data)}
+    assert set(JPEGS) - taken == {"grey", "CMYK", "EXIF", "with a profile"}
+
+
+@given(st.integers(0, 2**31), st.sampled_from(sorted(JPEGS)), st.booleans(), st.integers(1, 4))
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_jpeg_gives_the_same_either_way(seed, name, in_its_head, faults):
+    damaged = bytearray(JPEGS[name])
+    rng = np.random.default_rng(seed)
+    for place in rng.integers(0, 200 if in_its_head else len(damaged), faults):
+        damaged[place] = rng.integers(256)
+    data = bytes(damaged[: rng.integers(1, len(damaged))]) if seed % 5 == 0 else bytes(damaged)
+    images, bad = decode_all([JPEGS["plain"], data, JPEGS["plain"]], 32)
+    assert same(bad.get(1, images[1]), by_pillow_alone(data, 32))
+    assert same(images[2], by_pillow_alone(JPEGS["plain"], 32))
+
+
+def test_many_at_once_are_each_what_one_is():
+    contents = [*JPEGS.values(), *(data for data, _ in BAD.values()), noise(3, 32), PNG, BadImage("is gone"), JPEG]
+    contents += [data for data, _ in COLOURS.values()]
+    images, bad = decode_all(contents, 32)
+    assert images.dtype == np.uint8
+    assert images.shape == (len(contents), 3, 32, 32)
+    assert images.flags.c_contiguous
+    for place, content in enumerate(contents):
+        if isinstance(content, BadImage):
+            assert bad[place] == "is gone"
+        else:
+            assert same(bad.get(place, images[place]), by_pillow_alone(content, 32))
+        if place in bad:
+            assert not images[place].any()

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.data.shards import ShardedImages
 from limbeck.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from limbeck.data.sources.listing import Names
 
 INDEX_FILE = "index.parquet"
 DESCRIPTION_FILE = "dataset.json"
@@ -21,20 +28,20 @@ class ImageDataset:
     """Images of one size, in the order of their names.
 
     Attributes:
+        path: the directory that it lies in.
         images: `uint8[n, 3, s, s]`, mapped from files of some 64 MiB.
         labels: `int64[n]` indices into `classes`, -1 where an image has none; None when no image has one.
         classes: class names, sorted.
-        names: the images' names in their source, sorted.
         mean: `float32[3]`, each channel's mean over all pixels, in units where white is 1.
         std: `float32[3]`, each channel's standard deviation in the same units, at least 1/255.
         fingerprint: the source's, when it was read.
         skipped: the images that could not be used, and why.
     """
 
+    path: Path
     images: ShardedImages
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
-    names: tuple[str, ...]
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     fingerprint: str
@@ -42,6 +49,35 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def names(self) -> Names:
+        """The images' names in their source, sorted: read when they are first asked for.
+
+        Raises:
+            InputError: the index has been damaged since the dataset was opened.
+        """
+        from limbeck.data.sources.listing import Names
+
+        return Names(self._column("name"))
+
+    @property
+    def checksums(self) -> pa.Array:
+        """What the source knew of each image's content, `binary[n]`; null where it knew nothing.
+
+        Raises:
+            InputError: as of `names`.
+        """
+        return self._column("checksum")
+
+    def _column(self, name: str) -> pa.Array:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(self.path / INDEX_FILE, columns=[name])[name].combine_chunks()
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise InputError(str(self.path), f"not a dataset, or damaged: {error}") from error
 
     @classmethod
     def open(cls, path: Path) -> ImageDataset:
@@ -55,13 +91,12 @@ class ImageDataset:
 
         try:
             description = json.loads((path / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-            index = pq.read_table(path / INDEX_FILE)
-            labels = index["label"].fill_null(-1).to_numpy().astype(np.int64)
+            labels = pq.read_table(path / INDEX_FILE, columns=["label"])["label"].fill_null(-1).to_numpy()
             dataset = cls(
+                path=path,
                 images=ShardedImages.open(path, description["count"], description["imageSize"]),
-                labels=None if (labels < 0).all() else labels,
+                labels=None if (labels < 0).all() else labels.astype(np.int64),
                 classes=tuple(description["classes"]),
-                names=tuple(index["name"].to_pylist()),
                 mean=np.array(description["mean"], np.float32),
                 std=np.array(description["std"], np.float32),
                 fingerprint=description["fingerprint"],
@@ -72,6 +107,6 @@ class ImageDataset:
             raise InputError(str(path), f"not a dataset: {missing} is missing") from error
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise InputError(str(path), f"not a dataset, or damaged: {error}") from error
-        if not len(dataset.images) == len(dataset.names) == description["count"]:
+        if not len(dataset.images) == len(labels) == description["count"]:
             raise InputError(str(path), "not a dataset: its files do not belong together")
         return dataset

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-from limbeck.data.sources.listing import Content, Listing, Source
+from limbeck.data.sources.listing import Content, Indices, Listing, Names, Reader, Source
 from limbeck.data.sources.location import Location, locate
 from limbeck.errors import InputError
 from limbeck.storage import PLAIN, Access
 
-__all__ = ["FORMATS", "Content", "Listing", "Source", "open_source"]
+__all__ = ["FORMATS", "Content", "Indices", "Listing", "Names", "Reader", "Source", "open_source"]
 
-FORMATS = ("auto", "images", "zip", "tar", "npz", "npy", "parquet", "cifar", "digits")
+FORMATS = ("auto", "images", "zip", "tar", "webdataset", "npz", "npy", "parquet", "cifar", "digits")
 
 _SAY_WHICH = f"give the format: {', '.join(FORMATS[1:])}"
 
@@ -20,7 +20,8 @@ def open_source(uri: str, format: str = "auto", access: Access = PLAIN) -> Sourc
     """Open the images at `uri`.
 
     Args:
-        uri: a path, an fsspec URL, or `sklearn:digits`; `#name` at its end selects a split.
+        uri: a path, an fsspec URL, or `sklearn:digits`; `#name` at its end selects a split. `{000..123}` in the name
+            of a file stands for the shards of a WebDataset.
         format: a member of `FORMATS`; `auto` decides by the suffix of a file and the contents of a directory.
         access: how storage is reached.
 
@@ -33,6 +34,12 @@ def open_source(uri: str, format: str = "auto", access: Access = PLAIN) -> Sourc
         from limbeck.data.sources.digits import DigitsSource
 
         return DigitsSource(uri)
+    if format in ("auto", "webdataset") and "{" in uri:
+        from limbeck.data.sources.webdataset import WebDatasetSource, locate_shards
+
+        shards = locate_shards(uri, access)
+        if shards is not None:
+            return WebDatasetSource(*shards)
     location = locate(uri, access)
     return _of_format(_detect(location) if format == "auto" else format, location)
 
@@ -52,6 +59,10 @@ def _of_format(format: str, location: Location) -> Source:  # noqa: A002
             from limbeck.data.sources.archives import TarSource
 
             return TarSource(location)
+        case "webdataset":
+            from limbeck.data.sources.webdataset import WebDatasetSource
+
+            return WebDatasetSource(location)
         case "npz":
             from limbeck.data.sources.arrays import NpzSource
 
@@ -73,12 +84,19 @@ def _of_format(format: str, location: Location) -> Source:  # noqa: A002
 def _detect(location: Location) -> str:
     from limbeck.data.sources.archives import TAR_SUFFIXES, tar_members
     from limbeck.data.sources.cifar import looks_like_cifar
+    from limbeck.data.sources.folders import is_image
+    from limbeck.data.sources.webdataset import is_shard
 
     if location.is_directory:
-        files = [name for name, is_folder in location.children().items() if not is_folder]
+        children = location.children()
+        files = [name for name, is_folder in children.items() if not is_folder]
         if looks_like_cifar(files):
             return "cifar"
-        return "parquet" if any(name.endswith(".parquet") for name in files) else "images"
+        if any(name.endswith(".parquet") for name in files):
+            return "parquet"
+        shards = any(map(is_shard, files)) and not any(map(is_image, files))
+        folders = any(is_folder and not name.startswith(".") for name, is_folder in children.items())
+        return "webdataset" if shards and not folders else "images"
     name = location.name.lower()
     if name.endswith(TAR_SUFFIXES):
         first = itertools.islice(tar_members(location), 3)

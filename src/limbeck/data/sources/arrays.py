@@ -14,9 +14,12 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.data.sources.archives import ARCHIVE_ERRORS, open_zip
+from limbeck.data.sources.archives import ARCHIVE_ERRORS, open_zip, same_path
+from limbeck.data.sources.digests import digests_of_files
+from limbeck.data.sources.fetching import read_spans
 from limbeck.data.sources.listing import (
     Content,
+    Indices,
     Labels,
     Listing,
     digest_of_entries,
@@ -43,7 +46,13 @@ class _Header:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all images."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def row(self) -> int:
+        """Bytes of one image."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 class NpySource:
@@ -68,17 +77,21 @@ class NpySource:
         """See `Source.fingerprint`: of the file's bytes."""
         return self._fingerprint
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
-        """See `Source.read`: in order, from a memory map when the file is local."""
-        header = self._header
-        if self._location.is_local:
-            order: Literal["C", "F"] = "F" if header.fortran_order else "C"
-            array = np.memmap(self._location.path, header.dtype, "r", header.start, header.shape, order)
-            yield from ((index, _channels_last(array[index])) for index in wanted)
-        else:
-            with self._location.open() as file:
-                file.seek(header.start)
-                yield from _rows(file, header, wanted, self.uri)
+    @property
+    def single_pass(self) -> bool:
+        """See `Source.single_pass`: in Fortran order, when it cannot be mapped."""
+        return self._header.fortran_order and not self._location.is_local
+
+    def checksums(self) -> None:
+        """See `Source.checksums`: images have none of their own."""
+
+    def reader(self, wanted: Indices) -> NpyReader:
+        """See `Source.reader`."""
+        return NpyReader(self._location, self._header, np.sort(np.asarray(wanted, np.int64)))
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
+        """See `Source.read`."""
+        return iter(self.reader(wanted))
 
     @cached_property
     def _header(self) -> _Header:
@@ -90,7 +103,34 @@ class NpySource:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return digest_of_entries([("npy", self._location.sha256())])
+        [digest] = digests_of_files(self._location, [self._location.name])
+        return digest_of_entries([("npy", digest)])
+
+
+@dataclass(frozen=True)
+class NpyReader:
+    """Some images of a .npy file; see `Reader`. `wanted` i64[n] are sorted."""
+
+    location: Location
+    header: _Header
+    wanted: NDArray[np.int64]
+
+    def __iter__(self) -> Iterator[tuple[int, Content]]:
+        """See `Reader`: in order, from a memory map when the file is local."""
+        header, location = self.header, self.location
+        if location.is_local:
+            order: Literal["C", "F"] = "F" if header.fortran_order else "C"
+            array = np.memmap(location.path, header.dtype, "r", header.start, header.shape, order)
+            yield from ((index, _channels_last(array[index])) for index in self.wanted.tolist())
+        elif header.fortran_order:
+            with location.open() as file:
+                file.seek(header.start)
+                yield from _rows(file, header, self.wanted, location.uri)
+        else:
+            starts = header.start + self.wanted * header.row
+            for place, content in read_spans(location, same_path(location, len(starts)), starts, starts + header.row):
+                image = _image(content, header, location.uri)
+                yield int(self.wanted[place]), image
 
 
 class NpzSource:
@@ -101,6 +141,7 @@ class NpzSource:
     """
 
     format = "npz"
+    single_pass = True  # `zipfile` reads through what it skips, compressed or not
 
     def __init__(self, location: Location) -> None:
         self.uri = location.uri
@@ -110,32 +151,38 @@ class NpzSource:
 
     def listing(self) -> Listing:
         """See `Source.listing`."""
-        return self._listing
+        return self._listed[1]
 
     def fingerprint(self) -> str:
         """See `Source.fingerprint`: of the file's bytes and the split."""
         return self._fingerprint
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
-        """See `Source.read`: in order, in one pass over the array, which may be compressed."""
-        with open_zip(self._location) as archive:
-            images, _ = self._keys(archive)
-            with self._member(archive, images) as (file, header):
-                yield from _rows(file, header, wanted, self.uri)
+    def checksums(self) -> None:
+        """See `Source.checksums`: images have none of their own."""
+
+    def reader(self, wanted: Indices) -> NpzReader:
+        """See `Source.reader`."""
+        return NpzReader(self._location, self._listed[0], np.sort(np.asarray(wanted, np.int64)))
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
+        """See `Source.read`."""
+        return iter(self.reader(wanted))
 
     @cached_property
-    def _listing(self) -> Listing:
+    def _listed(self) -> tuple[str, Listing]:
+        """The key of the images, and the listing."""
         with open_zip(self._location) as archive:
             images_key, labels_key = self._keys(archive)
-            with self._member(archive, images_key) as (_, header):
+            with _member(self._location, archive, images_key) as (_, header):
                 _check_images(header, f"{self.uri}: {images_key}")
             count = header.shape[0]
             labels, classes = self._labels(archive, labels_key, count) if labels_key else (None, ())
-        return Listing(count, numbered(count), labels, classes, 0)
+        return images_key, Listing(count, numbered(count), labels, classes, 0)
 
     @cached_property
     def _fingerprint(self) -> str:
-        return digest_of_entries([(f"npz#{self._location.split}", self._location.sha256())])
+        [digest] = digests_of_files(self._location, [self._location.name])
+        return digest_of_entries([(f"npz#{self._location.split}", digest)])
 
     def _keys(self, archive: zipfile.ZipFile) -> tuple[str, str | None]:
         keys = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -156,25 +203,40 @@ class NpzSource:
             allowed += f", or in a split that #name selects: {', '.join(splits)}"
         raise InputError(self.uri, f"has no images, only the keys {', '.join(keys[:20]) or '(none)'}", allowed)
 
-    @contextlib.contextmanager
-    def _member(self, archive: zipfile.ZipFile, key: str) -> Iterator[tuple[IO[bytes], _Header]]:
-        where = f"{self.uri}: {key}"
-        try:
-            member = archive.getinfo(f"{key}.npy")
-            with archive.open(member) as file:
-                yield file, _read_header(file, member.file_size, where)
-        except (*ARCHIVE_ERRORS, KeyError) as error:
-            raise InputError(where, f"is damaged: {error}") from error
-
     def _labels(self, archive: zipfile.ZipFile, key: str, count: int) -> Labels:
         where = f"{self.uri}: {key}"
-        with self._member(archive, key) as (file, header):
+        with _member(self._location, archive, key) as (file, header):
             if header.dtype.kind not in "iu":
                 raise InputError(where, f"labels have dtype {header.dtype}", "labels are integers")
             if header.shape not in ((count,), (count, 1)):
                 raise InputError(where, f"labels have shape {header.shape}", f"{count} images need shape ({count},)")
             values = np.frombuffer(file.read(header.nbytes), header.dtype)
         return labels_of_integers(values.astype(np.int64), (), where)
+
+
+@dataclass(frozen=True)
+class NpzReader:
+    """Some images of a .npz file, under `key`; see `Reader`. `wanted` i64[n] are sorted."""
+
+    location: Location
+    key: str
+    wanted: NDArray[np.int64]
+
+    def __iter__(self) -> Iterator[tuple[int, Content]]:
+        """See `Reader`: in order, in one pass over the array, which may be compressed."""
+        with open_zip(self.location) as archive, _member(self.location, archive, self.key) as (file, header):
+            yield from _rows(file, header, self.wanted, self.location.uri)
+
+
+@contextlib.contextmanager
+def _member(location: Location, archive: zipfile.ZipFile, key: str) -> Iterator[tuple[IO[bytes], _Header]]:
+    where = f"{location.uri}: {key}"
+    try:
+        member = archive.getinfo(f"{key}.npy")
+        with archive.open(member) as file:
+            yield file, _read_header(file, member.file_size, where)
+    except (*ARCHIVE_ERRORS, KeyError) as error:
+        raise InputError(where, f"is damaged: {error}") from error
 
 
 def _splits(keys: Sequence[str]) -> list[str]:
@@ -216,20 +278,22 @@ def _channels_last(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _rows(
-    file: IO[bytes], header: _Header, wanted: Sequence[int], where: str
+    file: IO[bytes], header: _Header, wanted: NDArray[np.int64], where: str
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Read images one by one from a file that stands behind its header; Fortran order is read whole."""
+    """Read the images at sorted places from a file that stands behind its header; Fortran order is read whole."""
     if header.fortran_order:
-        content = np.frombuffer(file.read(header.nbytes), np.uint8)
-        array = content.reshape(header.shape, order="F")
-        yield from ((index, _channels_last(array[index])) for index in wanted)
+        array = np.frombuffer(file.read(header.nbytes), np.uint8).reshape(header.shape, order="F")
+        yield from ((index, _channels_last(array[index])) for index in wanted.tolist())
         return
-    row = math.prod(header.shape[1:])
     here = 0
-    for index in sorted(wanted):
-        file.seek((index - here) * row, 1)
-        content = np.frombuffer(file.read(row), np.uint8)
-        if content.size != row:
-            raise InputError(where, "is cut short")
+    for index in wanted.tolist():
+        file.seek((index - here) * header.row, 1)
+        content = file.read(header.row)
         here = index + 1
-        yield index, _channels_last(content.reshape(header.shape[1:]))
+        yield index, _image(content, header, where)
+
+
+def _image(content: bytes, header: _Header, where: str) -> NDArray[np.uint8]:
+    if len(content) != header.row:
+        raise InputError(where, "is cut short")
+    return _channels_last(np.frombuffer(content, np.uint8).reshape(header.shape[1:]))

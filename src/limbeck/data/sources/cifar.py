@@ -6,8 +6,7 @@ import hashlib
 import io
 import math
 import pickle
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from limbeck.data.sources.archives import tar_members
 from limbeck.data.sources.listing import (
     Content,
+    Indices,
     Listing,
     digest_of_entries,
     labels_of_integers,
@@ -63,15 +63,21 @@ class CifarSource:
         """See `Source.fingerprint`: of the batches of the split and the file with the class names."""
         return self._scan.fingerprint
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
-        """See `Source.read`: with one batch in memory at a time."""
-        ordered = sorted(wanted)
-        for file, content in self._contents():
-            if file in self._scan.places:
-                images = self._images(file, self._parsed(file, content))
-                places = self._scan.places[file]
-                for index in ordered[bisect_left(ordered, places.start) : bisect_left(ordered, places.stop)]:
-                    yield index, images[index - places.start].transpose(1, 2, 0)
+    @property
+    def single_pass(self) -> bool:
+        """See `Source.single_pass`: when it is an archive."""
+        return not self._location.is_directory
+
+    def checksums(self) -> None:
+        """See `Source.checksums`: images have none of their own."""
+
+    def reader(self, wanted: Indices) -> CifarReader:
+        """See `Source.reader`."""
+        return CifarReader(self._location, self._scan.places, np.sort(np.asarray(wanted, np.int64)))
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
+        """See `Source.read`."""
+        return iter(self.reader(wanted))
 
     @cached_property
     def _scan(self) -> _Scan:
@@ -79,12 +85,12 @@ class CifarSource:
         labels: dict[str, NDArray[np.int64]] = {}
         titles: tuple[str, ...] = ()
         digests: dict[str, bytes] = {}
-        for file, content in self._contents():
-            parsed = self._parsed(file, content)
+        for file, content in _contents(self._location, _KNOWN_FILES.union(_TITLES.values())):
+            parsed = _parsed(self._location, file, content)
             if file in _KNOWN_FILES:
-                labels[file] = self._labels(file, parsed, len(self._images(file, parsed)))
+                labels[file] = _labels(self._location, file, parsed, len(_images(self._location, file, parsed)))
             else:
-                titles = self._titles(file, parsed)
+                titles = _titles(self._location, file, parsed)
             digests[file] = hashlib.sha256(content).digest()
         files = self._batches(set(labels))
         ends = np.cumsum([len(labels[file]) for file in files]).tolist()
@@ -114,61 +120,6 @@ class CifarSource:
             raise InputError(self.uri, f"{missing[0]} is missing", f"the split needs {', '.join(files)}")
         return files
 
-    def _contents(self) -> Iterator[tuple[str, bytes]]:
-        """The name and bytes of every file of CIFAR's that is there."""
-        location, known = self._location, _KNOWN_FILES.union(_TITLES.values())
-        if location.is_directory:
-            for file, is_folder in location.children().items():
-                if file in known and not is_folder:
-                    with location.open(f"{location.path}/{file}") as opened:
-                        content = opened.read(_MAX_FILE_BYTES + 1)
-                    self._check_size(file, len(content))
-                    yield file, content
-        else:
-            for member in tar_members(location):
-                file = member.info.name.rsplit("/", 1)[-1]
-                if file in known and member.info.isreg():
-                    self._check_size(file, member.info.size)
-                    yield file, member.content()
-
-    def _check_size(self, file: str, size: int) -> None:
-        if size > _MAX_FILE_BYTES:
-            raise self._not_cifar(file, f"has more than {_MAX_FILE_BYTES >> 20} MiB")
-
-    def _parsed(self, file: str, content: bytes) -> dict[str, Any]:
-        try:
-            parsed = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-            return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in parsed.items()}
-        except Exception as error:
-            # A forged pickle can make its reader stumble in any way; none of them runs anything.
-            raise self._not_cifar(file, str(error)) from error
-
-    def _images(self, file: str, parsed: dict[str, Any]) -> NDArray[np.uint8]:
-        data = parsed.get("data")
-        if not isinstance(data, _PickledArray):
-            raise self._not_cifar(file, "has no array under 'data'")
-        images = data.uint8()
-        if images is None or not images.size or images.size % _ROW or images.shape[0] * _ROW != images.size:
-            raise self._not_cifar(file, f"its data are not uint8 [n, {_ROW}]")
-        return images.reshape(-1, 3, _SIDE, _SIDE)
-
-    def _labels(self, file: str, parsed: dict[str, Any], count: int) -> NDArray[np.int64]:
-        labels = next((parsed[key] for key in _LABEL_KEYS if key in parsed), None)
-        if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
-            raise self._not_cifar(file, f"has no list of integers under {' or '.join(_LABEL_KEYS)}")
-        if len(labels) != count:
-            raise self._not_cifar(file, f"has {len(labels)} labels for {count} images")
-        return np.array(labels, np.int64)
-
-    def _titles(self, file: str, parsed: dict[str, Any]) -> tuple[str, ...]:
-        names: Any = next((parsed[key] for key in _TITLE_KEYS if key in parsed), [])
-        if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
-            raise self._not_cifar(file, "its class names are not a list of strings")
-        return tuple(name.decode() if isinstance(name, bytes) else name for name in names)
-
-    def _not_cifar(self, file: str, reason: str) -> InputError:
-        return InputError(f"{self.uri}: {file}", f"is not a CIFAR batch: {reason}")
-
 
 @dataclass(frozen=True)
 class _Scan:
@@ -177,6 +128,94 @@ class _Scan:
     listing: Listing
     places: dict[str, range]
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class CifarReader:
+    """Some images of CIFAR's batches; see `Reader`.
+
+    Attributes:
+        location: the directory or archive.
+        places: the indices of each batch's images.
+        wanted: i64[n], sorted.
+    """
+
+    location: Location
+    places: dict[str, range]
+    wanted: NDArray[np.int64]
+
+    def __iter__(self) -> Iterator[tuple[int, Content]]:
+        """See `Reader`: with one batch in memory at a time."""
+        chosen = {}
+        for file, places in self.places.items():
+            start, stop = np.searchsorted(self.wanted, (places.start, places.stop))
+            if stop > start:
+                chosen[file] = self.wanted[start:stop]
+        for file, content in _contents(self.location, chosen):
+            images = _images(self.location, file, _parsed(self.location, file, content))
+            for index in chosen[file].tolist():
+                yield index, images[index - self.places[file].start].transpose(1, 2, 0)
+
+
+def _contents(location: Location, known: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """The name and bytes of every file of these names that is there."""
+    if location.is_directory:
+        for file, is_folder in location.children().items():
+            if file in known and not is_folder:
+                with location.open(f"{location.path}/{file}") as opened:
+                    content = opened.read(_MAX_FILE_BYTES + 1)
+                _check_size(location, file, len(content))
+                yield file, content
+    else:
+        for member in tar_members(location):
+            file = member.info.name.rsplit("/", 1)[-1]
+            if file in known and member.info.isreg():
+                _check_size(location, file, member.info.size)
+                yield file, member.content()
+
+
+def _check_size(location: Location, file: str, size: int) -> None:
+    if size > _MAX_FILE_BYTES:
+        raise _not_cifar(location, file, f"has more than {_MAX_FILE_BYTES >> 20} MiB")
+
+
+def _parsed(location: Location, file: str, content: bytes) -> dict[str, Any]:
+    try:
+        parsed = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in parsed.items()}
+    except Exception as error:
+        # A forged pickle can make its reader stumble in any way; none of them runs anything.
+        raise _not_cifar(location, file, str(error)) from error
+
+
+def _images(location: Location, file: str, parsed: dict[str, Any]) -> NDArray[np.uint8]:
+    data = parsed.get("data")
+    if not isinstance(data, _PickledArray):
+        raise _not_cifar(location, file, "has no array under 'data'")
+    images = data.uint8()
+    if images is None or not images.size or images.size % _ROW or images.shape[0] * _ROW != images.size:
+        raise _not_cifar(location, file, f"its data are not uint8 [n, {_ROW}]")
+    return images.reshape(-1, 3, _SIDE, _SIDE)
+
+
+def _labels(location: Location, file: str, parsed: dict[str, Any], count: int) -> NDArray[np.int64]:
+    labels = next((parsed[key] for key in _LABEL_KEYS if key in parsed), None)
+    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
+        raise _not_cifar(location, file, f"has no list of integers under {' or '.join(_LABEL_KEYS)}")
+    if len(labels) != count:
+        raise _not_cifar(location, file, f"has {len(labels)} labels for {count} images")
+    return np.array(labels, np.int64)
+
+
+def _titles(location: Location, file: str, parsed: dict[str, Any]) -> tuple[str, ...]:
+    names: Any = next((parsed[key] for key in _TITLE_KEYS if key in parsed), [])
+    if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
+        raise _not_cifar(location, file, "its class names are not a list of strings")
+    return tuple(name.decode() if isinstance(name, bytes) else name for name in names)
+
+
+def _not_cifar(location: Location, file: str, reason: str) -> InputError:
+    return InputError(f"{location.uri}: {file}", f"is not a CIFAR batch: {reason}")
 
 
 class _PickledType:

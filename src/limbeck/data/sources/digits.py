@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.data.sources.listing import Content, Listing, digest_of_entries, labels_of_integers
+from limbeck.data.sources.listing import Content, Indices, Listing, Names, digest_of_entries, labels_of_integers
 from limbeck.errors import InputError
 
 URI = "sklearn:digits"
@@ -22,6 +23,7 @@ class DigitsSource:
     """`sklearn:digits`; `#test` is every fifth image, `#train` are the others."""
 
     format = "digits"
+    single_pass = False
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -46,13 +48,20 @@ class DigitsSource:
             for image, label, name in zip(images, labels, names, strict=True)
         )
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
+    def checksums(self) -> None:
+        """See `Source.checksums`: they are always the same."""
+
+    def reader(self, wanted: Indices) -> DigitsReader:
+        """See `Source.reader`."""
+        indices = np.asarray(wanted, np.int64)
+        return DigitsReader(indices, self._digits[0][indices])
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
         """See `Source.read`."""
-        images, _, _ = self._digits
-        yield from ((index, images[index]) for index in wanted)
+        return iter(self.reader(wanted))
 
     @cached_property
-    def _digits(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
+    def _digits(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], Names]:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -61,4 +70,16 @@ class DigitsSource:
             is_test = places % _TEST_EVERY == 0
             places = places[is_test if self._split == "test" else ~is_test]
         pixels = np.rint(digits.images[places] * (255 / _WHITEST)).astype(np.uint8)
-        return pixels[..., None], digits.target[places].astype(np.int64), [f"{place:04d}" for place in places]
+        return pixels[..., None], digits.target[places].astype(np.int64), Names([f"{place:04d}" for place in places])
+
+
+@dataclass(frozen=True)
+class DigitsReader:
+    """Some digits: the pixels themselves, uint8[n, 8, 8, 1], and their indices, i64[n]; see `Reader`."""
+
+    indices: NDArray[np.int64]
+    images: NDArray[np.uint8]
+
+    def __iter__(self) -> Iterator[tuple[int, Content]]:
+        """See `Reader`."""
+        yield from zip(self.indices.tolist(), self.images, strict=True)

@@ -3,51 +3,117 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from limbeck.data.sources.listing import Listing, labels_of_names
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from limbeck.data.sources.listing import Labels, Listing, Names, labels_of_names
 from limbeck.data.sources.location import Location
 from limbeck.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
-Place = TypeVar("Place")
+_BATCH = 8192  # rows gathered as Python objects before they become columns
 
 
-@dataclass(frozen=True)
-class Entry(Generic[Place]):
-    """One file.
+class Entry(NamedTuple):
+    """One file, on its way into `Files`.
 
     Attributes:
-        name: its path from the top of the tree or archive, or from the top of the split once arranged.
-        place: what its reader needs to find it again.
+        name: its path from the top of the tree or archive, or from the top of the split.
         fault: why it must not be read; empty when it may.
+        place: what its reader needs to find it again, in the order of the columns of `Files`.
     """
 
     name: str
-    place: Place
-    fault: str = ""
+    fault: str
+    place: tuple[Any, ...]
+
+
+class Files:
+    """The files of a tree or an archive: columns of those that are images, and how many others there are.
+
+    Args:
+        columns: names and types of what a reader needs to find an image again.
+    """
+
+    def __init__(self, columns: dict[str, pa.DataType]) -> None:
+        self.ignored = 0
+        self._schema = pa.schema({"name": pa.large_string(), "fault": pa.string(), **columns})
+        self._rows: list[tuple[Any, ...]] = []
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(self, entry: Entry) -> None:
+        """Keep a file when it is an image, else count it."""
+        if not is_image(entry.name):
+            self.ignored += 1
+            return
+        self._rows.append((entry.name, entry.fault or None, *entry.place))
+        if len(self._rows) == _BATCH:
+            self._close_batch()
+
+    def extend(self, other: Files) -> None:
+        """Take over all files of another of the same columns."""
+        self.ignored += other.ignored
+        other._close_batch()
+        self._batches += other._batches
+
+    def images(self, where: str) -> pa.Table:
+        """The images sorted by name: "name", "fault" (null: none) and the columns; each name once.
+
+        Raises:
+            InputError: there is none.
+        """
+        self._close_batch()
+        if not self._batches:
+            beside = f" among {self.ignored} files" if self.ignored else ""
+            raise InputError(where, f"holds no image{beside}", f"images are {' '.join(SUFFIXES)} files")
+        table = pa.Table.from_batches(self._batches, self._schema).combine_chunks()
+        self._batches = []
+        order = pc.sort_indices(table["name"]).to_numpy()  # by code points, as Python sorts; equal names stay in order
+        if (np.diff(order.view(np.int64)) != 1).any():
+            table = table.take(pa.array(order)).combine_chunks()
+        return _each_once(table)
+
+    def _close_batch(self) -> None:
+        if self._rows:
+            columns = [
+                pa.array(values, field.type)
+                for values, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)
+            ]
+            self._batches.append(pa.record_batch(columns, self._schema))
+            self._rows = []
 
 
 @dataclass(frozen=True)
-class Arrangement(Generic[Place]):
-    """The images of a tree or archive in the order of their names, and what they amount to."""
+class Arrangement:
+    """The images of a tree or archive in the order of their names (see `Files.images`), and what they amount to."""
 
-    entries: tuple[Entry[Place], ...]
+    images: pa.Table
     listing: Listing
+
+    def column(self, name: str) -> pa.Array:
+        """One column, whole."""
+        return whole(self.images[name])
 
 
 def is_image(path: str) -> bool:
     """Whether a file counts as an image: by its suffix, unless it or a folder above it is hidden."""
-    hidden = any(part.startswith(".") and part not in (".", "..") for part in re.split(r"[\\/]", path))
-    return path.lower().endswith(SUFFIXES) and not hidden
+    if not path.lower().endswith(SUFFIXES):
+        return False
+    if not (path.startswith(".") or "/." in path or "\\." in path):
+        return True
+    return not any(part.startswith(".") and part not in (".", "..") for part in re.split(r"[\\/]", path))
 
 
 def tidy(path: str) -> str:
     """`./a//b.jpg` is `a/b.jpg`; bytes that are not UTF-8 are spelled out, so that it can be written."""
+    if path.isascii() and not path.startswith(("/", "./")) and "//" not in path and "/./" not in path:
+        return path.rstrip("/")
     joined = "/".join(part for part in path.split("/") if part not in ("", "."))
     return joined.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -61,7 +127,7 @@ def unsafe_name(path: str) -> str:
     return ""
 
 
-def of_split(entries: Iterable[Entry[Place]], location: Location) -> Iterable[Entry[Place]]:
+def of_split(entries: Iterable[Entry], location: Location) -> Iterator[Entry]:
     """The files of an archive that are in the location's split, named from there; all files when it has none.
 
     Raises:
@@ -75,12 +141,12 @@ def of_split(entries: Iterable[Entry[Place]], location: Location) -> Iterable[En
         if "/" in entry.name and not entry.fault:
             folders.add(entry.name.split("/", 1)[0])
         if entry.name.startswith(prefix):
-            yield replace(entry, name=entry.name.removeprefix(prefix))
+            yield entry._replace(name=entry.name.removeprefix(prefix))
     if location.split not in folders:
         raise location.no_such_split(sorted(folders))
 
 
-def arrange(entries: Iterable[Entry[Place]], where: str) -> Arrangement[Place]:
+def arrange(files: Files, where: str) -> Arrangement:
     """Sort out a tree's or an archive's files, once those of other splits are left out.
 
     An image's class is its first folder, when all images lie equally deep in folders; else it has none.
@@ -88,29 +154,36 @@ def arrange(entries: Iterable[Entry[Place]], where: str) -> Arrangement[Place]:
     Raises:
         InputError: there is no image among them.
     """
-    inside = list(entries)
-    images = [entry for entry in inside if is_image(entry.name)]
-    ignored = len(inside) - len(images)
-    if not images:
-        beside = f" among {ignored} files" if ignored else ""
-        raise InputError(where, f"holds no image{beside}", f"images are {' '.join(SUFFIXES)} files")
-    ordered = _unique(images)
-    labels, classes = labels_of_names(_classes(ordered))
-    names = [entry.name for entry in ordered]
-    return Arrangement(tuple(ordered), Listing(len(names), names, labels, classes, ignored))
+    images = files.images(where)
+    names = whole(images["name"])
+    labels, classes = _folder_labels(names, whole(images["fault"]))
+    return Arrangement(images, Listing(len(names), Names(names), labels, classes, files.ignored))
 
 
-def _unique(images: list[Entry[Place]]) -> list[Entry[Place]]:
-    times = Counter(entry.name for entry in images)
-    first = {entry.name: entry for entry in reversed(images)}
-    return [
-        replace(first[name], fault=f"occurs {times[name]} times") if times[name] > 1 else first[name]
-        for name in sorted(times)
-    ]
+def whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _classes(entries: list[Entry[Place]]) -> list[str | None]:
-    depths = {entry.name.count("/") for entry in entries if not entry.fault}
-    if len(depths) != 1 or depths == {0}:
-        return [None] * len(entries)
-    return [None if entry.fault else entry.name.split("/", 1)[0] for entry in entries]
+def _each_once(images: pa.Table) -> pa.Table:
+    """Of images of one name the first, which must not be read: nobody can say which is meant."""
+    names = whole(images["name"])
+    differs = np.ones(len(names), np.bool_)
+    differs[1:] = pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+    if differs.all():
+        return images
+    first = np.flatnonzero(differs)
+    times = np.diff(first, append=len(names)).tolist()
+    repeated = pa.array([f"occurs {count} times" if count > 1 else None for count in times], pa.string())
+    kept = images.take(pa.array(first)).combine_chunks()
+    faults = pc.coalesce(repeated, whole(kept["fault"]))
+    return kept.set_column(kept.schema.get_field_index("fault"), "fault", faults)
+
+
+def _folder_labels(names: pa.Array, faults: pa.Array) -> Labels:
+    good = faults.is_null()
+    depths = np.unique(pc.count_substring(names, "/").filter(good).to_numpy())
+    if depths.size != 1 or depths[0] == 0:
+        return None, ()
+    folders = pc.replace_substring_regex(names, "(?s)/.*", "")
+    return labels_of_names(pc.if_else(good, folders, None))

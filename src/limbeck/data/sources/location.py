@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
 from limbeck.errors import InputError
-from limbeck.storage import Access, scheme_of
+from limbeck.storage import REMOTE, Access, checksum_of, scheme_of
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file or directory that exists.
+    """A file or directory that exists. Pickled, it is what it is made of, and another process opens it anew.
 
     Attributes:
         uri: what the user wrote, split included; errors name it.
-        files: the fsspec filesystem it is on.
-        path: its path on that filesystem, without a slash at the end.
+        address: the same without the split.
+        path: its path on its filesystem, without a slash at the end.
         split: what followed `#`, or None.
         is_directory: whether it is a directory (a prefix, on object storage).
+        access: how storage is reached.
     """
 
     uri: str
-    files: Any
+    address: str
     path: str
     split: str | None
     is_directory: bool
+    access: Access
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not the filesystem, which may hold credentials.
+        return Location, (self.uri, self.address, self.path, self.split, self.is_directory, self.access)
+
+    @cached_property
+    def files(self) -> Any:
+        """The fsspec filesystem it is on."""
+        return _open(self.address, self.access)[0]
 
     @property
     def is_local(self) -> bool:
@@ -37,31 +50,53 @@ class Location:
         return isinstance(self.files, LocalFileSystem)
 
     @property
+    def is_object_store(self) -> bool:
+        """Whether it is on an object store, where every request takes its time."""
+        return scheme_of(self.address) in REMOTE
+
+    @property
     def name(self) -> str:
         """The last component of `path`."""
         return self.path.rsplit("/", 1)[-1]
 
-    def open(self, path: str | None = None) -> IO[bytes]:
+    def open(self, path: str | None = None, block: int | None = None) -> IO[bytes]:
         """Open the file, or another one on the same filesystem, for reading and seeking.
+
+        Args:
+            path: that of the other file.
+            block: bytes that an object store is asked for beyond what is read; None leaves it to the filesystem.
 
         Raises:
             InputError: it is gone, or may not be read.
         """
+        options: dict[str, Any] = {}
+        if self.is_object_store and block is not None:
+            options = {"cache_type": "readahead", "block_size": block}
         try:
-            return cast("IO[bytes]", self.files.open(path or self.path, "rb"))
+            return cast("IO[bytes]", self.files.open(path or self.path, "rb", **options))
         except (FileNotFoundError, PermissionError) as error:
             raise InputError(self.uri, f"cannot be opened: {error.strerror or error}") from error
 
+    @cached_property
+    def checksum(self) -> bytes | None:
+        """What the storage knows of the file's content without anybody reading it; see `stored_checksum`."""
+        return None if self.is_local else stored_checksum(self.files.info(self.path))
+
     def sha256(self, path: str | None = None) -> bytes:
-        """The digest of the file's bytes."""
-        digest = hashlib.sha256()
+        """The digest of the bytes of the file, or of another one on the same filesystem."""
         with self.open(path) as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        return digest.digest()
+            return sha256_of(file)
 
     def children(self) -> dict[str, bool]:
         """Name of everything directly in the directory, sorted, and whether it is itself a directory.
+
+        Raises:
+            InputError: the directory may not be read.
+        """
+        return {name: entry["type"] == "directory" for name, entry in self.entries().items()}
+
+    def entries(self) -> dict[str, Mapping[str, Any]]:
+        """The same with all that the filesystem knows of each.
 
         Raises:
             InputError: the directory may not be read.
@@ -70,13 +105,33 @@ class Location:
             entries = self.files.ls(self.path, detail=True)
         except OSError as error:
             raise InputError(self.uri, f"cannot be listed: {error.strerror or error}") from error
-        named = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["type"] == "directory" for entry in entries}
-        return dict(sorted(named.items()))
+        # An object whose name is the directory's and a slash only marks it.
+        inside = [entry for entry in entries if entry["name"].strip("/") != self.path.strip("/")]
+        named = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in inside}
+        return {name: named[name] for name in sorted(named)}
 
     def no_such_split(self, splits: list[str]) -> InputError:
         """The error for a split that is not among those that exist."""
         allowed = f"its splits are {', '.join(splits[:20])}" if splits else "it has no splits: leave out the #"
         return InputError(self.uri, f"there is no split {self.split!r}", allowed)
+
+
+def stored_checksum(info: Mapping[str, Any]) -> bytes | None:
+    """The checksum that a store keeps of an object, with its size; None where it keeps none.
+
+    One content may have two of them: parts uploaded apart have another ETag, composed objects no MD5. One checksum
+    never stands for two contents.
+    """
+    checksum = checksum_of(info)
+    return None if checksum is None else f"{checksum}/{info.get('size') or 0}".encode()
+
+
+def sha256_of(file: IO[bytes]) -> bytes:
+    """The digest of what is left of an open file."""
+    digest = hashlib.sha256()
+    while chunk := file.read(2**20):
+        digest.update(chunk)
+    return digest.digest()
 
 
 def locate(uri: str, access: Access) -> Location:
@@ -90,17 +145,14 @@ def locate(uri: str, access: Access) -> Location:
         address, split = uri, None
     else:
         address, split = _cut_split(uri)
-    local = _local_path(address)
     try:
-        if local is not None:
-            files, path = LocalFileSystem(), local
-        else:
-            files, path = access.open(address)
-            files.invalidate_cache()
+        files, path = _open(address, access)
+        files.invalidate_cache()
         path = path.rstrip("/") or "/"
         kind = files.info(path)["type"]
     except FileNotFoundError as error:
-        raise InputError(uri, "no such file or directory") from error
+        missing = "bucket or object" if scheme_of(address) in REMOTE else "file or directory"
+        raise InputError(uri, f"no such {missing}") from error
     except PermissionError as error:
         raise InputError(uri, "permission denied") from error
     except InputError:
@@ -110,7 +162,12 @@ def locate(uri: str, access: Access) -> Location:
         raise InputError(uri, f"cannot be reached: {error}") from error
     if kind == "other":
         raise InputError(uri, "neither a file nor a directory")
-    return Location(uri, files, path, split, kind == "directory")
+    return Location(uri, address, path, split, kind == "directory", access)
+
+
+def _open(address: str, access: Access) -> tuple[Any, str]:
+    local = _local_path(address)
+    return access.open(address) if local is None else (LocalFileSystem(), local)
 
 
 def _local_path(uri: str) -> str | None:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from limbeck.data.decode import MAX_ENCODED_BYTES, BadImage
-from limbeck.data.sources.folders import Arrangement, Entry, arrange, tidy
-from limbeck.data.sources.listing import Content, Listing, digest_of_entries
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from limbeck.data.decode import BadImage
+from limbeck.data.sources.digests import UNREADABLE, binary_rows, digests_of
+from limbeck.data.sources.fetching import read_files
+from limbeck.data.sources.folders import Arrangement, arrange, whole
+from limbeck.data.sources.listing import Content, Indices, Listing, digest_of_images
 from limbeck.data.sources.location import Location
-from limbeck.errors import InputError, WorkError
-
-_BATCH_FILES, _BATCH_BYTES = 128, 16 * 2**20  # read at once: concurrently, where the filesystem can
+from limbeck.data.sources.walking import paths_of, text_of, walk
+from limbeck.errors import InputError
 
 
 class TreeSource:
     """The .jpg, .jpeg and .png files below a directory."""
 
     format = "images"
+    single_pass = False
 
     def __init__(self, location: Location) -> None:
         self.uri = location.uri
@@ -34,100 +39,89 @@ class TreeSource:
         return self._arrangement.listing
 
     def fingerprint(self) -> str:
-        """See `Source.fingerprint`: of every image's name and content."""
-        return self._fingerprint
+        """See `Source.fingerprint`: of every image's name and checksum."""
+        return digest_of_images(self.listing().names, self.checksums())
 
-    def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
+    def checksums(self) -> pa.Array:
+        """See `Source.checksums`: what an object store keeps, else the sha256 of every file."""
+        return self._checksums
+
+    def reader(self, wanted: Indices) -> TreeReader:
+        """See `Source.reader`."""
+        indices = np.asarray(wanted, np.int64)
+        images = self._arrangement.images.take(pa.array(indices))
+        return TreeReader(
+            self._location, self._root, indices, paths_of(images), images["size"].to_numpy(), whole(images["fault"])
+        )
+
+    def read(self, wanted: Indices) -> Iterator[tuple[int, Content]]:
         """See `Source.read`."""
-        entries = self._arrangement.entries
-        readable = []
-        for index in wanted:
-            fault = entries[index].fault
-            if fault:
-                yield index, BadImage(fault)
-            else:
-                readable.append(index)
-        for batch in self._batches(readable):
-            yield from zip(batch, self._fetch([entries[index].place.path for index in batch]), strict=True)
-
-    def _batches(self, indices: Sequence[int]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        size = 0
-        for index in indices:
-            batch.append(index)
-            size += self._arrangement.entries[index].place.size
-            if len(batch) == _BATCH_FILES or size >= _BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
-
-    def _fetch(self, paths: list[str]) -> Iterator[Content]:
-        # Not `cat`, which would take a file name such as `photo[1].jpg` for a pattern.
-        for found in self._location.files.cat_ranges(paths, None, None, on_error="return"):
-            if isinstance(found, FileNotFoundError | PermissionError | IsADirectoryError):
-                yield BadImage(f"cannot be read: {found.strerror or type(found).__name__}")
-            elif isinstance(found, Exception):
-                raise WorkError(f"{self.uri}: cannot be read: {found}") from found
-            else:
-                yield found
+        return iter(self.reader(wanted))
 
     @cached_property
-    def _arrangement(self) -> Arrangement[_File]:
+    def _root(self) -> str:
+        location = self._location
+        return location.path if location.split is None else f"{location.path}/{location.split}"
+
+    @cached_property
+    def _arrangement(self) -> Arrangement:
+        location = self._location
+        if location.split is not None and not location.files.isdir(self._root):
+            raise location.no_such_split([name for name, is_folder in location.children().items() if is_folder])
         try:
-            return arrange(self._walk(), self.uri)
+            files = walk(location, self._root)
         except OSError as error:
             raise InputError(self.uri, f"cannot be listed: {error}") from error
-
-    def _walk(self) -> Iterator[Entry[_File]]:
-        location = self._location
-        root = location.path if location.split is None else f"{location.path}/{location.split}"
-        if not location.files.isdir(root):
-            raise location.no_such_split([name for name, is_folder in location.children().items() if is_folder])
-        return _walk_local(root) if location.is_local else _walk_remote(location.files, root)
+        return arrange(files, self.uri)
 
     @cached_property
-    def _fingerprint(self) -> str:
-        entries = self._arrangement.entries
-        digests = {
-            index: hashlib.sha256(content if isinstance(content, bytes) else b"").digest()
-            for index, content in self.read(range(len(entries)))
-        }
-        return digest_of_entries((entry.name, digests[index]) for index, entry in enumerate(entries))
+    def _checksums(self) -> pa.Array:
+        images = self._arrangement.images
+        if self._location.is_local:
+            readable = self._arrangement.column("fault").is_null().to_numpy(zero_copy_only=False)
+            return digests_of(self._root, paths_of(images), images, readable)
+        checksums = self._arrangement.column("checksum")
+        unknown = np.flatnonzero(checksums.is_null().to_numpy(zero_copy_only=False))
+        return checksums if not unknown.size else pc.coalesce(checksums, self._digests(unknown))
+
+    def _digests(self, wanted: NDArray[np.int64]) -> pa.Array:
+        """The sha256 of the images wanted, binary[n], `UNREADABLE` elsewhere: where a store keeps no checksums."""
+        digests = np.empty((self.listing().count, 32), np.uint8)
+        digests[:] = np.frombuffer(UNREADABLE, np.uint8)
+        for index, content in self.reader(wanted):
+            if isinstance(content, bytes):
+                digests[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        return binary_rows(digests).cast(pa.large_binary())
 
 
 @dataclass(frozen=True)
-class _File:
-    path: str
-    size: int
+class TreeReader:
+    """Some files of a tree; see `Reader`.
 
+    Attributes:
+        location: on whose filesystem they are.
+        root: the top of the tree.
+        indices: i64[n].
+        paths: below the root, binary[n].
+        sizes: i64[n].
+        faults: strings[n], null where a file may be read.
+    """
 
-def _walk_remote(files: Any, root: str) -> Iterator[Entry[_File]]:
-    prefix = root.rstrip("/") + "/"
-    for path, found in files.find(root, detail=True).items():
-        file = _File(path, found.get("size") or 0)
-        yield Entry(tidy(path.removeprefix(prefix)), file, _too_large(file.size))
+    location: Location
+    root: str
+    indices: NDArray[np.int64]
+    paths: pa.Array
+    sizes: NDArray[np.int64]
+    faults: pa.Array
 
-
-def _walk_local(root: str) -> Iterator[Entry[_File]]:
-    """Every file below `root`; linked folders are entered, unless they lead back to a folder above."""
-    waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root),))]
-    while waiting:
-        folder, above = waiting.pop()
-        with os.scandir(f"{root}/{folder}") as found:
-            for item in found:
-                path = f"{folder}{item.name}"
-                if item.is_dir():
-                    here = os.path.realpath(item.path) if item.is_symlink() else f"{above[-1]}/{item.name}"
-                    if here not in above:
-                        waiting.append((f"{path}/", (*above, here)))
-                elif item.is_file():
-                    size = item.stat().st_size
-                    yield Entry(tidy(path), _File(item.path, size), _too_large(size))
-                else:
-                    fault = "is a broken link" if item.is_symlink() else "is not a regular file"
-                    yield Entry(tidy(path), _File(item.path, 0), fault)
-
-
-def _too_large(size: int) -> str:
-    return f"has {size:,} bytes, more than {MAX_ENCODED_BYTES >> 20} MiB" if size > MAX_ENCODED_BYTES else ""
+    def __iter__(self) -> Iterator[tuple[int, Content]]:
+        """See `Reader`: in order, once the bad ones are named."""
+        readable = []
+        for place, fault in enumerate(self.faults.to_pylist()):
+            if fault is None:
+                readable.append(place)
+            else:
+                yield int(self.indices[place]), BadImage(fault)
+        paths = [f"{self.root}/{text_of(self.paths[place].as_py())}" for place in readable]
+        for position, content in read_files(self.location, paths, self.sizes[readable]):
+            yield int(self.indices[readable[position]]), content
