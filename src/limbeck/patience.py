@@ -27,7 +27,8 @@ _ERRNOS = {
 _CLASSES = {
     "aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError", "aiohttp.ServerDisconnectedError",
     "azure.IncompleteReadError", "azure.ServiceRequestError", "azure.ServiceResponseError",
-    "botocore.ConnectionError", "botocore.HTTPClientError", "botocore.IncompleteReadError", "botocore.ResponseParserError",
+    "botocore.ConnectionError", "botocore.HTTPClientError", "botocore.IncompleteReadError",
+    "botocore.ResponseParserError",
     "gcsfs.ChecksumError", "google.TransportError",
     "http.IncompleteRead", "http.RemoteDisconnected",
     "requests.ChunkedEncodingError", "requests.ConnectionError", "requests.ContentDecodingError", "requests.Timeout",
@@ -64,7 +65,7 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, TimeoutError | ConnectionError | IncompleteTransferError):
         return True
-    status = _status(error)
+    status = status_of(error)
     if status is not None:
         return status in _STATUSES or status >= 500
     if isinstance(error, OSError) and error.errno in _ERRNOS:
@@ -100,14 +101,8 @@ def patiently(what: str, work: Callable[[], T], retries: Retries = RETRIES) -> T
         raise WorkError(redact_url(f"{what} (tried {tries}): {reason_of(error)}")) from error
 
 
-def reason_of(error: BaseException) -> str:
-    """An error in one line, without credentials."""
-    text = " ".join(str(error).split()) or "no answer"
-    return redact_url(f"{type(error).__name__}: {text}"[:300])
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error of one of the libraries speaks of."""
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error of one of the libraries speaks of, or None."""
     for link in _chain(error):
         response = getattr(link, "response", None)
         if isinstance(response, dict):  # botocore
@@ -119,6 +114,12 @@ def _status(error: BaseException) -> int | None:
             if isinstance(found, int | str) and str(found).isdecimal() and 400 <= int(found) <= 599:
                 return int(found)
     return None
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line, without credentials."""
+    text = " ".join(str(error).split()) or "no answer"
+    return redact_url(f"{type(error).__name__}: {text}"[:300])
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
