@@ -17,6 +17,7 @@ import typer
 from limbeck.cli_operator import definitions, operator, trigger, validate_schedule
 from limbeck.cli_pipeline import pipeline
 from limbeck.cli_registry import registry, ui
+from limbeck.cli_store import store
 from limbeck.errors import InputError, WorkError
 from limbeck.redact import redact_url
 from limbeck.version import __version__
@@ -41,6 +42,7 @@ app = typer.Typer(
 
 app.add_typer(pipeline)
 app.add_typer(registry)
+app.add_typer(store)
 app.command()(ui)
 app.command()(operator)
 app.command()(trigger)

@@ -706,7 +706,7 @@ class StorageOptions(Section):
 class Execution(Section):
     """Where and how it is run.
 
-    Of this a run on one machine looks at engine, ray, checkpointSeconds and storageOptions.
+    Of this a run on one machine looks at engine, ray, checkpointSeconds, storageOptions and cacheSize.
     """
 
     backend: Literal["local", "job", "kubeflow"] = Field(
@@ -723,6 +723,12 @@ class Execution(Section):
         default_factory=list[StorageOptions],
         max_length=100,
         description="How buckets are reached, where the usual credentials of a machine or pod are not enough.",
+    )
+    cache_size: Quantity | None = Field(
+        None,
+        description="Most that copies of a bucket's results may take on the disk of a machine, as a Kubernetes "
+        "quantity: those that nothing uses go first, the least recently used before others; by default half of what "
+        "the disk could hold.",
     )
     resources: dict[StageName, Resources] = Field(default_factory=dict, description="Resources of the pods, by stage.")
     secrets: list[Secret] = Field(

@@ -61,7 +61,8 @@ def workshop(
     with stop_on_signals() as stop:
         make_deterministic()
         keep_freed_memory()
-        shop = Workshop(Store.of(spec), pick_device(), progress or TerminalProgress(), stop)
+        shown = progress or TerminalProgress()
+        shop = Workshop(Store.of(spec, shown), pick_device(), shown, stop)
         if workers is not None or spec.execution.ray.address is not None:
             shop = with_workers(shop, spec, workers)
         yield shop

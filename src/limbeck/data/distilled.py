@@ -20,7 +20,7 @@ from limbeck.data.distilled_files import PREVIEW, RECORD, TENSORS
 from limbeck.errors import InputError
 from limbeck.nn.pretraining import Recipe
 from limbeck.storage import PLAIN, Access
-from limbeck.store import file_digest, json_digest
+from limbeck.store import data_folder, file_digest, json_digest
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     def load(cls, folder: str | Path, access: Access = PLAIN) -> DistilledSet:
         """Read a set from a folder or fsspec URL; its record and its tensors are checked to the last byte.
 
+        A result of a store, such as `gs://bucket/runs/register/KEY`, is read through its manifest.
+
         Raises:
             InputError: there is no distilled set, or it is damaged.
         """
@@ -92,6 +94,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         except ValueError as error:
             raise InputError(where, str(error), "a path or an fsspec URL") from None
         try:
+            path = _folder(filesystem, path)
             record = json.loads(filesystem.cat_file(f"{path}/{RECORD}"))
             data = filesystem.cat_file(f"{path}/{TENSORS}")
             if record.pop("digest") != json_digest(record):
@@ -113,6 +116,13 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             raise InputError(where, "no distilled set is there", f"a folder with {RECORD} and {TENSORS}") from None
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise InputError(where, f"the distilled set is damaged ({error})", whole) from None
+
+
+def _folder(filesystem: Any, path: str) -> str:
+    """Where the files of a set are: in the folder itself, or where the manifest of a store's result says."""
+    if filesystem.exists(f"{path}/{RECORD}"):
+        return path
+    return data_folder(filesystem, path)
 
 
 def viewable(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ from limbeck.fanout.messages import Failure, Job
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.progress import Bar
 from limbeck.redact import RedactedFormatter
-from limbeck.storage import Access
 from limbeck.store import Identity, Result, Store
 
 _EVERY = 0.5  # seconds between reports to the board
@@ -116,7 +115,7 @@ def train_loop(config: dict[str, Any]) -> None:
     error = None
     if Path(job.folder).is_dir():  # Ray has changed it
         os.chdir(job.folder)
-    store = Store(job.store, Access.of(job.spec))
+    store = Store.of(job.spec, url=job.store)
     with _log_file(store, f"{job.log}/worker-{rank}.log"):
         try:
             untrained = _work(job, store, reporter, rank, ranks, config["cpus"])
