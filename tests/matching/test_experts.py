@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from limbeck.checkpoint import Checkpoint, save_tensors
+from limbeck.data.feed import Examples
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.matching.experts import FILE, LIST, Experts, expert_steps, train_experts
 from limbeck.matching.steps import Steps, student_loss
@@ -27,7 +28,7 @@ def side_by_side(students, **changed):
     settings = {"epochs": 3, "batch": 8, "optimizer": Sgd(rate=0.05, momentum=0.9, weight_decay=1e-2), "seed": 0}
     settings |= {"indices": range(len(students)), "stop": StopRequest(), "steps_done": lambda count: None} | changed
     steps = Steps(student_loss(FlatNetwork(students[0])))
-    return train_experts(students, steps, IMAGES, TARGETS, **settings)
+    return train_experts(students, steps, Examples.held(IMAGES, TARGETS, torch.device("cpu")), **settings)
 
 
 def trained(start=0, index=None, **changed):
