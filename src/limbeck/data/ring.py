@@ -92,7 +92,7 @@ class Ring:
             fill(_Buffers(capacity, self._images.shape[1:], self._targets.shape[1], self._device), indices)
         while filling or sent:
             # all that is filled is sent, but nothing that is needed later is waited for
-            while filling and (not sent or filling[0].done.done()):
+            while filling and (not sent or filling[0].is_ready()):
                 filled = filling.popleft()
                 filled.done.result()
                 filled.buffers.send(side)
@@ -158,6 +158,10 @@ class _Filling:
     buffers: _Buffers
     shape: torch.Size  # of its indices
     done: Future[None]  # when the buffers are filled
+
+    def is_ready(self) -> bool:
+        """Whether it can be sent at once; a failure is looked at when its turn has come, whenever it happened."""
+        return self.done.done() and self.done.exception() is None
 
 
 def gather(rows: RowFile, indices: NDArray[np.int64], out: NDArray[Any]) -> None:
