@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from limbeck.data.resident import ResidentImages
+from limbeck.data.feed import Examples
 from limbeck.interrupt import StopRequest
 from limbeck.matching.engine import GRADIENT_FORWARDS, Work, choose_together
 from limbeck.matching.experts import train_experts
@@ -99,7 +99,7 @@ def plain(problem: Problem, workers: int) -> Tensor:
     return torch.stack(finals)
 
 
-def ours(problem: Problem, steps: Steps, images: ResidentImages, targets: Tensor, together: int) -> Tensor:
+def ours(problem: Problem, steps: Steps, examples: Examples, together: int) -> Tensor:
     """As the stage trains them."""
     finals: list[Tensor] = []
     for first in range(0, problem.experts, together):
@@ -107,8 +107,7 @@ def ours(problem: Problem, steps: Steps, images: ResidentImages, targets: Tensor
         experts = train_experts(
             [problem.student(index) for index in group],
             steps,
-            images,
-            targets,
+            examples,
             epochs=problem.epochs,
             batch=problem.batch,
             optimizer=OPTIMIZER,
@@ -132,12 +131,11 @@ def way(name: str, problem: Problem) -> Measured:
     network = FlatNetwork(problem.student(0).to(device()))
     loss = student_loss(network, precision)
     steps = Steps(loss) if name == "eager" else CompiledSteps(loss, say)
-    images = ResidentImages.normalized(problem.images, MEAN, STD, device())
-    targets, batch = problem.targets.to(device()), torch.arange(problem.batch)[None]
+    examples = Examples.normalized(problem.images, MEAN, STD, device(), problem.targets.numpy())
     theta = torch.zeros(1, network.parameter_count, device=device())
-    x, y = images[batch], targets[batch.to(device())]
+    x, y = examples[torch.arange(problem.batch)[None]]
     together = choose_together(steps, theta, x, y, problem.experts, Engine(), device())
-    return Measured(lambda: ours(problem, steps, images, targets, together), problem.flops, problem.trained_images)
+    return Measured(lambda: ours(problem, steps, examples, together), problem.flops, problem.trained_images)
 
 
 def main(

@@ -18,7 +18,8 @@ import torch
 from limbeck import cli
 from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.resident import ResidentImages
+from limbeck.data.feed import Examples
+from limbeck.data.targets import open_targets
 from limbeck.errors import InputError
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.matching.experts import train_experts
@@ -147,16 +148,15 @@ def test_an_expert_alone_equals_that_expert_of_many(finished):
     store, spec = Store(str(finished)), distillation(finished).spec
     stages = {stage.name: stage for stage in read_summary(finished).stages}
     dataset = ImageDataset.open(finished / "ingest" / stages["ingest source"].key)
-    targets = load_tensors(file_of(finished, "targets", "targets.safetensors"))[0]["targets"]
-    images = ResidentImages.normalized(dataset.images, dataset.mean, dataset.std, torch.device("cpu"))
+    targets = open_targets(file_of(finished, "targets", "targets.safetensors").parent)
+    examples = Examples.normalized(dataset.images, dataset.mean, dataset.std, torch.device("cpu"), targets)
     places = json.loads(file_of(finished, "trajectories", "experts.json").read_text())["experts"]
     for index in (2, 0):
         student = build_student(student_config(spec), targets.shape[1], spec.seed, "expert", index)
         (alone,) = train_experts(
             [student],
             Steps(student_loss(FlatNetwork(student))),
-            images,
-            targets,
+            examples,
             epochs=spec.expert_epochs,
             batch=spec.trajectories.batch,
             optimizer=spec.trajectories.optimizer,

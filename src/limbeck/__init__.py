@@ -69,9 +69,11 @@ def pretrain(
 
     import torch
 
+    from limbeck.data.feed import Examples
     from limbeck.nn.pretraining import pretrain_encoder
     from limbeck.stages.task import pick_device
 
     recipe = distilled.recipe if epochs is None else replace(distilled.recipe, epochs=epochs)
     where = pick_device() if device is None else torch.device(device)
-    return pretrain_encoder(encoder, distilled.images, distilled.targets, recipe, seed=seed, device=where)
+    examples = Examples.held(distilled.images, distilled.targets, where)
+    return pretrain_encoder(encoder, examples, recipe, seed=seed)

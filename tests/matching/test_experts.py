@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from limbeck.checkpoint import Checkpoint, save_tensors
+from limbeck.data.feed import Examples
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.matching.experts import FILE, LIST, Experts, expert_steps, train_experts
 from limbeck.matching.steps import Steps, student_loss
@@ -15,6 +16,7 @@ from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
 from limbeck.seeding import generator
 from limbeck.spec import Sgd
+from tests.data.feeding import DEVICES, WAYS, examples
 
 IMAGES, TARGETS = torch.randn(20, 3, 8, 8), torch.randn(20, 4)
 
@@ -27,7 +29,7 @@ def side_by_side(students, **changed):
     settings = {"epochs": 3, "batch": 8, "optimizer": Sgd(rate=0.05, momentum=0.9, weight_decay=1e-2), "seed": 0}
     settings |= {"indices": range(len(students)), "stop": StopRequest(), "steps_done": lambda count: None} | changed
     steps = Steps(student_loss(FlatNetwork(students[0])))
-    return train_experts(students, steps, IMAGES, TARGETS, **settings)
+    return train_experts(students, steps, Examples.held(IMAGES, TARGETS, torch.device("cpu")), **settings)
 
 
 def trained(start=0, index=None, **changed):
@@ -61,6 +63,22 @@ def test_experts_are_repeatable_differ_from_each_other_and_leave_the_student_alo
     one, other = trained(0, index=0), trained(0, index=1)  # the same start, another order
     assert torch.equal(one.theta[0], other.theta[0])
     assert not torch.equal(one.theta[1], other.theta[1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_expert_is_the_same_bits_wherever_its_data_lies(tmp_path, device):
+    modules = [
+        build_student(EncoderConfig("convnet", 8, 4, "instance", 1), 5, 0, "expert", k).to(device) for k in (0, 1)
+    ]
+    steps = Steps(student_loss(FlatNetwork(modules[0])))
+    settings = {"epochs": 3, "batch": 20, "optimizer": Sgd(rate=0.05), "seed": 0, "indices": [0, 1]}
+    settings |= {"stop": StopRequest(), "steps_done": lambda count: None}
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        found = [train_experts(modules, steps, examples(tmp_path, way, device), **settings) for way in WAYS]
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert torch.equal(one.theta, other.theta)
+            assert torch.equal(one.losses, other.losses)
 
 
 def test_fewer_epochs_are_the_first_ones():

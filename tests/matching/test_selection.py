@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from limbeck.data.feed import Examples
+from limbeck.matching import selection
 from limbeck.matching.selection import k_center, loss_scores, random_subset
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
@@ -15,7 +18,7 @@ from limbeck.nn.flat import FlatNetwork, flatten
 def test_a_score_is_an_image_s_own_mean_squared_error():
     student = build_student(EncoderConfig("convnet", 8, 4, "instance", 1), 3, 0)
     images, targets = torch.randn(1100, 3, 8, 8), torch.randn(1100, 3)
-    scores = loss_scores(FlatNetwork(student), flatten(student), images, targets)
+    scores = loss_scores(FlatNetwork(student), flatten(student), Examples.held(images, targets, torch.device("cpu")))
     with torch.no_grad():
         alone = [(student(images[i : i + 1])[0] - targets[i]).square().mean() for i in (0, 511, 512, 1099)]
     torch.testing.assert_close(scores[[0, 511, 512, 1099]], torch.stack(alone))
@@ -43,16 +46,23 @@ def naive_k_center(points, size, first):
 def test_k_center_is_the_greedy_choice_duplicates_included(places, share, seed):
     points = torch.tensor(places, dtype=torch.float32)
     size = max(1, round(share * len(points)))
-    chosen = k_center(points, size, seed).tolist()
+    chosen = k_center(points.numpy(), size, seed).tolist()
     assert len(set(chosen)) == size
     assert chosen == naive_k_center(points, size, chosen[0])
+
+
+def test_k_center_chooses_the_same_by_blocks(monkeypatch):
+    points = np.random.default_rng(0).standard_normal((500, 7)).astype(np.float32)
+    at_once = k_center(points, 40, 0)
+    monkeypatch.setattr(selection, "_BLOCK", 33)
+    assert torch.equal(k_center(points, 40, 0), at_once)
 
 
 def test_k_center_reaches_within_twice_the_best_radius():
     centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
     points = (centers[:, None] + 0.5 * torch.rand(4, 25, 2, generator=torch.Generator().manual_seed(0))).view(-1, 2)
     for seed in range(5):
-        chosen = k_center(points, 4, seed)
+        chosen = k_center(points.numpy(), 4, seed)
         assert sorted((chosen // 25).tolist()) == [0, 1, 2, 3]
 
 
@@ -68,9 +78,11 @@ def test_a_random_subset_has_no_repeats_and_is_repeatable(count, share, seed):
 def test_another_seed_chooses_another_subset_and_another_first_centre():
     assert not torch.equal(random_subset(100, 10, 0), random_subset(100, 10, 1))
     points = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
-    assert len({k_center(points, 1, seed).item() for seed in range(6)}) > 1
+    assert len({k_center(points.numpy(), 1, seed).item() for seed in range(6)}) > 1
 
 
-@pytest.mark.parametrize("choose", [lambda: random_subset(9, 9, 0), lambda: k_center(torch.zeros(9, 2), 9, 0)])
+@pytest.mark.parametrize(
+    "choose", [lambda: random_subset(9, 9, 0), lambda: k_center(np.zeros((9, 2), np.float32), 9, 0)]
+)
 def test_all_can_be_chosen(choose):
     assert sorted(choose().tolist()) == list(range(9))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from limbeck.data.feed import Examples
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.nn.encoders import EncoderConfig, build_encoder
 from limbeck.nn.pretraining import Recipe, pretrain_encoder
@@ -29,7 +30,7 @@ def data():
 
 
 def pretrained(data, recipe=RECIPE, seed=0, module=None, **options):
-    return pretrain_encoder(module or encoder(), *data, recipe, seed=seed, device=CPU, **options)
+    return pretrain_encoder(module or encoder(), Examples.held(*data, CPU), recipe, seed=seed, **options)
 
 
 def same(one, other):

@@ -12,7 +12,7 @@ import torch
 
 from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.resident import ResidentImages
+from limbeck.data.feed import Examples
 from limbeck.matching.experts import Experts
 from limbeck.nn.encoders import build_student, student_config
 from limbeck.runner import Run
@@ -47,11 +47,20 @@ def dataset(output: Path) -> ImageDataset:
 
 def normalized(output: Path) -> torch.Tensor:
     data = dataset(output)
-    return ResidentImages.normalized(data.images, data.mean, data.std, CPU)[torch.arange(len(data))]
+    return Examples.normalized(data.images, data.mean, data.std, CPU)[torch.arange(len(data))][0]
 
 
 def experts(output: Path) -> Experts:
     return Experts.listed(folder(output, "trajectories"), lambda stage, key, _: output / stage / key)
+
+
+def targets_of(output: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    standardization = tensors(output, "targets", "standardization.safetensors")
+    return (
+        tensors(output, "targets", "targets.safetensors")["targets"],
+        standardization["center"],
+        standardization["scale"],
+    )
 
 
 def history(output: Path) -> dict[str, list[float]]:
@@ -61,19 +70,21 @@ def history(output: Path) -> dict[str, list[float]]:
 def test_targets_are_the_teacher_s_representations_standardised_by_one_factor(finished):
     teacher = load_teacher(folder(finished, "teacher"), CPU)
     data = dataset(finished)
-    raw = teacher.represent(ResidentImages.pixels(data.images, CPU)[torch.arange(len(data))])
-    found = tensors(finished, "targets", "targets.safetensors")
-    torch.testing.assert_close(found["targets"] * found["scale"] + found["center"], raw)
-    assert found["targets"].mean(0).abs().max() < 1e-4
-    assert found["targets"].square().mean().item() == pytest.approx(1.0, abs=1e-2)
+    raw = teacher.represent(Examples.pixels(data.images, CPU)[torch.arange(len(data))][0])
+    found, center, scale = targets_of(finished)
+    torch.testing.assert_close(found * scale + center, raw)
+    assert found.mean(0).abs().max() < 1e-4
+    assert found.square().mean().item() == pytest.approx(1.0, abs=1e-2)
 
 
 def test_the_paper_s_raw_targets_are_one_setting_away(finished, tmp_path):
     raw = run_tiny(tmp_path, {"targets.standardize": False, "evaluate.tasks": [], "distill.iterations": 1})
     assert raw.succeeded
-    ours = tensors(finished, "targets", "targets.safetensors")
-    plain = tensors(tmp_path, "targets", "targets.safetensors")
-    torch.testing.assert_close(plain["targets"], ours["targets"] * ours["scale"] + ours["center"])
+    found, center, scale = targets_of(finished)
+    plain, zero, one = targets_of(tmp_path)
+    torch.testing.assert_close(plain, found * scale + center)
+    assert torch.equal(zero, torch.zeros_like(center))
+    assert one == 1.0
 
 
 def test_scores_are_losses_after_the_first_epoch_averaged_over_the_experts(finished):

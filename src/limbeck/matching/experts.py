@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from limbeck.checkpoint import Checkpoint
+from limbeck.data.feed import Examples
 from limbeck.interrupt import StopRequest
 from limbeck.matching.steps import Steps
 from limbeck.matching.unroll import InnerLoop, next_velocity
 from limbeck.nn.encoders import Student
 from limbeck.nn.flat import flatten
-from limbeck.nn.pretraining import Images
 from limbeck.seeding import generator
 from limbeck.spec import Sgd
 
@@ -45,8 +45,7 @@ class Expert:
 def train_experts(
     students: Sequence[Student],
     steps: Steps,
-    images: Images,
-    targets: Tensor,
+    examples: Examples,
     *,
     epochs: int,
     batch: int,
@@ -65,8 +64,7 @@ def train_experts(
     Args:
         students: their initial parameters are theta_0; they are left as they are.
         steps: the derivatives of their loss.
-        images: normalised images f32[n, 3, s, s], on the device of the targets.
-        targets: f32[n, d].
+        examples: normalised images f32[n, 3, s, s] and targets f32[n, d]; the work is done on their device.
         epochs: how many; a last batch shorter than the rest is left out of its epoch.
         batch: images a step.
         optimizer: SGD's rate, momentum and weight decay.
@@ -80,9 +78,9 @@ def train_experts(
         FloatingPointError: the loss of one is no longer finite.
         Stopped: a stop was asked for.
     """
-    device = targets.device
+    device = examples.device
     inner = InnerLoop(optimizer.momentum, optimizer.weight_decay)
-    count, batch = len(images), min(batch, len(images))
+    count, batch = len(examples), min(batch, len(examples))
     count_steps = count // batch
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is None or saved[1]["indices"] != list(indices):
@@ -105,25 +103,32 @@ def train_experts(
         state["losses"] = torch.stack(losses) if losses else torch.zeros(0, len(theta))
         checkpoint.save(state, {"indices": list(indices), "epoch": epoch, "step": step})
 
-    for epoch in range(first_epoch, epochs):
-        shuffles = [torch.randperm(count, generator=generator(seed, "expert", k, "order", epoch)) for k in indices]
-        order = torch.stack(shuffles).to(device)  # drawn on the CPU, so that every device sees the same
-        for step in range(first_step, count_steps):
-            if checkpoint is not None and (stop.requested or checkpoint.due()):
-                save(epoch, step)
-            stop.check()
-            chosen = order[:, step * batch : (step + 1) * batch]
-            gradient, values = steps.gradient(theta, images[chosen], targets[chosen])
-            velocity = next_velocity(velocity, gradient, theta, inner)
-            theta = theta - optimizer.rate * velocity
-            total += values
-            steps_done(1)
-        for index, value in zip(indices, total.tolist(), strict=True):
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss of expert {index} is not finite in epoch {epoch + 1}")
-        snapshots.append(theta.cpu())
-        losses.append(total.cpu() / count_steps)
-        total, first_step = torch.zeros_like(total), 0
+    def batches() -> Iterator[Tensor]:
+        first = first_step * batch
+        for epoch in range(first_epoch, epochs):
+            # drawn on the CPU, so that every device sees the same
+            shuffles = [torch.randperm(count, generator=generator(seed, "expert", k, "order", epoch)) for k in indices]
+            order = torch.stack(shuffles).to(examples.index_device)
+            yield from order[:, first : count_steps * batch].split(batch, dim=1)
+            first = 0
+
+    with examples.feed(batches()) as fed:
+        for epoch in range(first_epoch, epochs):
+            for step in range(first_step, count_steps):
+                if checkpoint is not None and (stop.requested or checkpoint.due()):
+                    save(epoch, step)
+                stop.check()
+                gradient, values = steps.gradient(theta, *next(fed))
+                velocity = next_velocity(velocity, gradient, theta, inner)
+                theta = theta - optimizer.rate * velocity
+                total += values
+                steps_done(1)
+            for index, value in zip(indices, total.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"the loss of expert {index} is not finite in epoch {epoch + 1}")
+            snapshots.append(theta.cpu())
+            losses.append(total.cpu() / count_steps)
+            total, first_step = torch.zeros_like(total), 0
     return [
         Expert(torch.stack([s[k] for s in snapshots]), torch.stack([loss[k] for loss in losses]))
         for k in range(len(indices))

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock
 
 from limbeck.seeding import seeded
 from limbeck.spec import Architecture, DistillationSpec, Norm, convnet_depth
@@ -106,6 +105,8 @@ class ResNet(nn.Module):
 
 
 def _residual_block(channels: int, planes: int, stride: int, layer: Callable[[int], nn.Module]) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock  # slow to import, and only ResNets need it
+
     downsample = None
     if stride != 1 or channels != planes:
         downsample = nn.Sequential(nn.Conv2d(channels, planes, 1, stride=stride, bias=False), layer(planes))

@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from limbeck.data.feed import Examples
 from limbeck.interrupt import StopRequest
 from limbeck.nn.encoders import Student
 from limbeck.seeding import generator, seeded
-
-
-class Images(Protocol):
-    """Normalised images by index i64[...]: a tensor f32[n, 3, s, s], or anything that makes such batches."""
-
-    def __getitem__(self, indices: Tensor, /) -> Tensor: ...
-
-    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -41,56 +34,57 @@ class Recipe:
 
 def pretrain_encoder(
     encoder: nn.Module,
-    images: Images,
-    targets: Tensor,
+    examples: Examples,
     recipe: Recipe,
     *,
     seed: int,
-    device: torch.device,
     stop: StopRequest | None = None,
 ) -> nn.Module:
     """Train `encoder`, in place, with a linear head that is dropped afterwards; returned in eval mode.
 
     Args:
         encoder: maps f32[b, 3, s, s] to features of any shape [b, ...], flattened for the head.
-        images: normalised images f32[n, 3, s, s]; other than a tensor, they give their batches on `device`.
-        targets: f32[n, d].
+        examples: normalised images f32[n, 3, s, s] and targets f32[n, d]; the encoder is trained on their device.
         recipe: optimiser, epochs and batch; a last batch shorter than the rest is left out of its epoch.
         seed: of the head's weights and of the order of the images.
-        device: where to train.
         stop: looked at between steps.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
     """
+    device = examples.device
     encoder = encoder.to(device).train()
-    count, batch = len(images), min(recipe.batch, len(images))
-    targets = targets.to(device)
-    if isinstance(images, Tensor):
-        images = images.to(device)
+    count, batch = len(examples), min(recipe.batch, len(examples))
+    few, _ = examples[torch.arange(min(2, count))]
     with torch.no_grad(), _statistics_kept(encoder):
-        features = encoder(images[torch.arange(min(2, count), device=device)]).flatten(1).shape[1]
+        features = encoder(few).flatten(1).shape[1]
     with seeded(seed, "pretrain", "head"):
-        student = Student(nn.Sequential(encoder, nn.Flatten()), features, targets.shape[1]).to(device)
+        student = Student(nn.Sequential(encoder, nn.Flatten()), features, examples.target_dimension).to(device)
     optimizer = torch.optim.SGD(
         student.parameters(), lr=recipe.rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
-    for epoch in range(recipe.epochs):
-        order = torch.randperm(count, generator=generator(seed, "pretrain", "order", epoch)).to(device)
-        for step in range(count // batch):
-            chosen = order[step * batch : (step + 1) * batch]
-            loss = functional.mse_loss(student(images[chosen]), targets[chosen])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            if stop is not None:
-                stop.check()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} after epoch {epoch + 1} at learning rate {recipe.rate:g}"
-            )
+
+    def batches() -> Iterator[Tensor]:
+        for epoch in range(recipe.epochs):
+            order = torch.randperm(count, generator=generator(seed, "pretrain", "order", epoch))
+            yield from order.to(examples.index_device)[: count // batch * batch].split(batch)
+
+    with examples.feed(batches()) as fed:
+        for epoch in range(recipe.epochs):
+            for _ in range(count // batch):
+                images, targets = next(fed)
+                loss = functional.mse_loss(student(images), targets)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                if stop is not None:
+                    stop.check()
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} after epoch {epoch + 1} at learning rate {recipe.rate:g}"
+                )
     with torch.no_grad(), _statistics_kept(encoder):
-        if not encoder(images[torch.arange(min(2, count), device=device)]).isfinite().all():
+        if not encoder(few).isfinite().all():
             raise FloatingPointError(
                 f"the last step, at learning rate {recipe.rate:g}, left features that are not finite"
             )

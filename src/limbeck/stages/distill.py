@@ -20,7 +20,8 @@ from torch import Tensor
 from limbeck.checkpoint import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet, image_grid, viewable
-from limbeck.data.resident import ResidentImages
+from limbeck.data.feed import Examples
+from limbeck.data.targets import open_targets, read_standardization
 from limbeck.errors import WorkError
 from limbeck.live import UNSEEN
 from limbeck.matching.engine import GRADIENT_FORWARDS, PRODUCT_FORWARDS, Work, choose_steps
@@ -158,9 +159,9 @@ def _real_start(task: StageTask) -> _Start:
     """The selected real images, with their own targets."""
     dataset = ImageDataset.open(task.inputs["dataset"].path)
     indices = load_tensors(task.input_file("select", "selection.safetensors"))[0]["indices"]
-    targets = load_tensors(task.input_file("targets", "targets.safetensors"))[0]["targets"]
-    images = ResidentImages.normalized(dataset.images, dataset.mean, dataset.std, torch.device("cpu"))
-    return _Start(images[indices], targets[indices], task.spec.distill.inner_optimizer.rate)
+    targets = open_targets(task.inputs["targets"].path)
+    examples = Examples.normalized(dataset.images, dataset.mean, dataset.std, torch.device("cpu"), targets)
+    return _Start(*examples[indices], task.spec.distill.inner_optimizer.rate)
 
 
 def _warm_start(task: StageTask) -> _Start:
@@ -177,8 +178,8 @@ def _warm_start(task: StageTask) -> _Start:
     dataset = ImageDataset.open(task.inputs["dataset"].path)
     pixels = earlier.pixels(earlier.images)
     teacher = load_teacher(task.inputs["teacher"].path, task.shop.device)
-    tensors = load_tensors(task.input_file("targets", "targets.safetensors"))[0]
-    targets = (teacher.represent(pixels.to(task.shop.device)).cpu() - tensors["center"]) / tensors["scale"]
+    center, scale = read_standardization(task.inputs["targets"].path)
+    targets = (teacher.represent(pixels.to(task.shop.device)).cpu() - center) / scale
     mean, std = (torch.from_numpy(v)[:, None, None] for v in (dataset.mean, dataset.std))
     return _Start((pixels - mean) / std, targets, earlier.recipe.rate)
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.resident import ResidentImages
+from limbeck.data.feed import Examples
+from limbeck.data.targets import open_targets
 from limbeck.errors import WorkError
 from limbeck.matching.selection import random_subset
 from limbeck.nn.encoders import EncoderConfig, build_encoder, student_config
-from limbeck.nn.pretraining import Images, Recipe, pretrain_encoder
+from limbeck.nn.pretraining import Recipe, pretrain_encoder
 from limbeck.nn.probe import accuracy, fit_probe, label_subset
 from limbeck.scores import FILE, Score, write_scores
 from limbeck.seeding import derive
@@ -39,10 +40,9 @@ _BATCH = 512
 
 @dataclass(frozen=True)
 class _Diet:
-    """What an encoder is pre-trained on: images, targets, and a description that stands in its key."""
+    """What an encoder is pre-trained on: images with targets, and a description that stands in its key."""
 
-    images: Images
-    targets: Tensor
+    examples: Examples
     recipe: Recipe
     description: dict[str, Any]
 
@@ -51,7 +51,7 @@ class _Diet:
 class _Labelled:
     """One part of a task."""
 
-    images: Images
+    examples: Examples  # without targets
     labelled: NDArray[np.int64]  # the indices of the images that have a label
     labels: NDArray[np.int64]  # of all images, -1 where there is none
     classes: int
@@ -103,27 +103,27 @@ class _Data:
     def __init__(self, task: StageTask) -> None:
         self._task = task
         self._dataset = ImageDataset.open(task.inputs["dataset"].path)
-        self._targets = load_tensors(task.input_file("targets", "targets.safetensors"))[0]["targets"]
         self._scores = load_tensors(task.input_file("select", "selection.safetensors"))[0]["scores"]
         self._synthetic = (
             load_tensors(task.input_file("distill", "synthetic.safetensors"))[0] if "distill" in task.inputs else {}
         )
-        self._images = self._resident(self._dataset)
+        self._full = self._examples(self._dataset, open_targets(task.inputs["targets"].path))
         self._labelled = {
             name: self._labelled_images(ImageDataset.open(result.path))
             for name, result in task.inputs.items()
             if ":" in name
         }
 
-    def _resident(self, dataset: ImageDataset) -> ResidentImages:
+    def _examples(self, dataset: ImageDataset, targets: NDArray[np.float32] | None = None) -> Examples:
         """Any dataset's images, normalised as the source is: that is what the encoders are trained to see."""
-        source = self._dataset
-        return ResidentImages.normalized(dataset.images, source.mean, source.std, self._task.shop.device)
+        source, shop = self._dataset, self._task.shop
+        say = None if targets is None else shop.progress.say
+        return Examples.normalized(dataset.images, source.mean, source.std, shop.device, targets, say=say)
 
     def _labelled_images(self, dataset: ImageDataset) -> _Labelled:
         assert dataset.labels is not None  # checked after ingest
         return _Labelled(
-            self._resident(dataset), np.flatnonzero(dataset.labels >= 0), dataset.labels, len(dataset.classes)
+            self._examples(dataset), np.flatnonzero(dataset.labels >= 0), dataset.labels, len(dataset.classes)
         )
 
     def diet(self, method: str, seed: int) -> _Diet | None:
@@ -137,14 +137,11 @@ class _Data:
         makers: dict[str, Callable[[], _Diet | None]] = {
             "none": lambda: None,
             "distilled": lambda: _Diet(
-                self._synthetic["images"],
-                self._synthetic["targets"],
+                Examples.held(self._synthetic["images"], self._synthetic["targets"], self._task.shop.device),
                 recipe,
                 {"distilled": inputs["distill"].digest},
             ),
-            "full": lambda: _Diet(
-                self._images, self._targets, recipe, {"targets": inputs["targets"].digest, "subset": "all"}
-            ),
+            "full": lambda: _Diet(self._full, recipe, {"targets": inputs["targets"].digest, "subset": "all"}),
             "random": lambda: self._subset(random_subset(len(self._dataset), size, derive(seed, "random")), recipe),
             "highLoss": lambda: self._subset(self._scores.argsort(descending=True, stable=True)[:size], recipe),
         }
@@ -155,7 +152,7 @@ class _Data:
             "targets": self._task.inputs["targets"].digest,
             "subset": json_digest(indices.tolist()),
         }
-        return _Diet(self._images[indices], self._targets[indices], recipe, description)
+        return _Diet(self._full.subset(indices), recipe, description)
 
     def probe(self, encoder: nn.Module, config: EncoderConfig, method: str, seed: int) -> list[Score]:
         """Probe a frozen encoder on every task with every share of the labels."""
@@ -185,7 +182,8 @@ class _Data:
 def _features(encoder: nn.Module, data: _Labelled) -> Tensor:
     """Features f32[m, k] of the images that have a label."""
     parts = torch.from_numpy(data.labelled).split(_BATCH)
-    return torch.cat([encoder(data.images[part]).flatten(1) for part in parts])
+    with data.examples.feed(parts) as fed:
+        return torch.cat([encoder(images).flatten(1) for images, _ in fed])
 
 
 def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: str, seed: int) -> list[Score]:
@@ -210,11 +208,9 @@ def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: 
             try:
                 encoder = pretrain_encoder(
                     encoder,
-                    diet.images,
-                    diet.targets,
+                    diet.examples,
                     diet.recipe,
                     seed=seed,
-                    device=shop.device,
                     stop=shop.stop,
                 )
             except FloatingPointError as error:

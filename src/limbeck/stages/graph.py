@@ -91,7 +91,7 @@ def _register(spec: DistillationSpec, images: int) -> dict[str, Any]:
 
 STAGES: tuple[Stage, ...] = (
     Stage("teacher", 1, ("dataset",), _teacher),
-    Stage("targets", 1, ("dataset", "teacher"), _targets),
+    Stage("targets", 2, ("dataset", "teacher"), _targets),
     Stage("trajectories", 1, ("dataset", "targets"), _trajectories),
     Stage("select", 1, ("dataset", "targets", "trajectories"), _select),
     Stage("distill", 2, ("dataset", "teacher", "targets", "trajectories", "select"), _distill),

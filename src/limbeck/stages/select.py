@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from limbeck.checkpoint import load_tensors, save_tensors
+from limbeck.checkpoint import save_tensors
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.resident import ResidentImages
+from limbeck.data.feed import Examples
+from limbeck.data.targets import open_targets
 from limbeck.matching.experts import Experts
 from limbeck.matching.selection import k_center, loss_scores, random_subset
 from limbeck.nn.encoders import build_student, student_config
@@ -22,15 +23,17 @@ def select(task: StageTask) -> None:
     """
     spec, shop = task.spec, task.shop
     dataset = ImageDataset.open(task.inputs["dataset"].path)
-    targets = load_tensors(task.input_file("targets", "targets.safetensors"))[0]["targets"]
+    targets = open_targets(task.inputs["targets"].path)
     experts = Experts.listed(task.inputs["trajectories"].path, task.locate)
-    images = ResidentImages.normalized(dataset.images, dataset.mean, dataset.std, shop.device)
+    examples = Examples.normalized(
+        dataset.images, dataset.mean, dataset.std, shop.device, targets, say=shop.progress.say
+    )
     network = FlatNetwork(build_student(student_config(spec), targets.shape[1], spec.seed).to(shop.device))
     scores = torch.zeros(len(dataset))
     with shop.progress.bar("select", len(experts), "experts") as bar:
         for index in range(len(experts)):
             theta = experts.theta(index, 1).to(shop.device)
-            scores += loss_scores(network, theta, images, targets.to(shop.device)).cpu() / len(experts)
+            scores += loss_scores(network, theta, examples).cpu() / len(experts)
             bar.advance()
             shop.stop.check()
     size = spec.distill.count(len(dataset))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
 
-from limbeck.checkpoint import save_tensors
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.resident import ResidentImages
-from limbeck.errors import WorkError
+from limbeck.data.feed import Examples, Way
+from limbeck.data.targets import write_targets
 from limbeck.ssl.teachers import load_teacher
 from limbeck.stages.task import StageTask
 
@@ -15,24 +18,24 @@ _BATCH = 256
 
 
 def targets(task: StageTask) -> None:
-    """Write `targets.safetensors`: targets f32[n, d], in the order of the dataset, center f32[d] and scale f32[].
-
-    A representation r becomes the target (r - center) / scale.
-    """
+    """Write `targets.safetensors`, in the order of the dataset, and `standardization.safetensors`."""
     dataset = ImageDataset.open(task.inputs["dataset"].path)
-    teacher = load_teacher(task.inputs["teacher"].path, task.shop.device)
-    images = ResidentImages.pixels(dataset.images, task.shop.device)
-    rows = []
-    with task.shop.progress.bar("targets", len(dataset), "images") as bar:
-        for part in torch.arange(len(dataset)).split(_BATCH):
-            rows.append(teacher.represent(images[part]).cpu())
-            bar.advance(len(part))
-            task.shop.stop.check()
-    result = torch.cat(rows)
-    if not torch.isfinite(result).all():
-        raise WorkError("targets: the teacher gives representations that are not finite; train or import another")
-    center, scale = torch.zeros(result.shape[1]), torch.ones(())
-    if task.spec.targets.standardize:
-        center, scale = result.mean(0), (result - result.mean(0)).std().clamp_min(1e-12)
-    tensors = {"targets": (result - center) / scale, "center": center, "scale": scale}
-    save_tensors(task.out / "targets.safetensors", tensors)
+    standardize = task.spec.targets.standardize
+    write_targets(task.out, len(dataset), _representations(task, dataset), standardize=standardize)
+
+
+def _representations(task: StageTask, dataset: ImageDataset) -> Iterator[NDArray[np.float32]]:
+    """The teacher's, f32[b, d] each."""
+    shop = task.shop
+    teacher = load_teacher(task.inputs["teacher"].path, shop.device)
+    # one pass: a copy of all images on the device would not pay
+    way: Way = "streamed" if shop.device.type == "cuda" else "direct"
+    examples = Examples.pixels(dataset.images, shop.device, way=way)
+    with (
+        shop.progress.bar("targets", len(dataset), "images") as bar,
+        examples.feed(torch.arange(len(dataset)).split(_BATCH)) as fed,
+    ):
+        for pixels, _ in fed:
+            yield teacher.represent(pixels).cpu().numpy()
+            bar.advance(len(pixels))
+            shop.stop.check()

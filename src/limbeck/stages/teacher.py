@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from limbeck.checkpoint import pack, pack_optimizer, unpack, unpack_optimizer
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.resident import ResidentImages
+from limbeck.data.feed import Examples
 from limbeck.errors import InputError, WorkError
 from limbeck.nn.encoders import EncoderConfig, build_encoder
 from limbeck.seeding import generator
@@ -68,7 +70,7 @@ def _train(task: StageTask, dataset: ImageDataset, config: EncoderConfig) -> tor
             "pip install 'limbeck[ssl]'",
         ) from None
     encoder, head = encoder.to(device).train(), objective.head.to(device).train()
-    images = ResidentImages.pixels(dataset.images, device)
+    examples = Examples.pixels(dataset.images, device, say=task.shop.progress.say)
     mean, std = (torch.from_numpy(v).to(device)[:, None, None] for v in (dataset.mean, dataset.std))
     batch = min(settings.batch, len(dataset))
     steps = len(dataset) // batch
@@ -91,15 +93,20 @@ def _train(task: StageTask, dataset: ImageDataset, config: EncoderConfig) -> tor
         state = {**pack(encoder, "encoder"), **pack(head, "head"), **pack_optimizer(optimizer, "optimizer")}
         checkpoint.save(state, {"epochs": epochs, "losses": losses})
 
-    with task.shop.progress.bar("teacher", settings.epochs * steps, "steps", first * steps) as bar:
+    def batches() -> Iterator[Tensor]:
         for epoch in range(first, settings.epochs):
-            order = torch.randperm(len(dataset), generator=generator(seed, "teacher", "order", epoch)).to(device)
+            order = torch.randperm(len(dataset), generator=generator(seed, "teacher", "order", epoch))
+            yield from order.to(examples.index_device)[: steps * batch].split(batch)
+
+    bars = task.shop.progress.bar("teacher", settings.epochs * steps, "steps", first * steps)
+    with bars as bar, examples.feed(batches()) as fed:
+        for epoch in range(first, settings.epochs):
             total, note = torch.zeros((), dtype=torch.float64, device=device), ""
             for step in range(steps):
                 done = epoch * steps + step
                 for group in optimizer.param_groups:
                     group["lr"] = _rate(settings, settings.optimizer, done, steps)
-                pixels = images[order[step * batch : (step + 1) * batch]]
+                pixels, _ = next(fed)
                 one, two = views(pixels, seed, epoch, step)
                 features = encoder((torch.cat([one, two]) - mean) / std)
                 loss = objective(*features.chunk(2))

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from limbeck.checkpoint import Checkpoint, load_tensors, save_tensors
+from limbeck.checkpoint import Checkpoint, save_tensors
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.resident import ResidentImages
+from limbeck.data.feed import Examples
+from limbeck.data.targets import open_targets
 from limbeck.errors import WorkError
 from limbeck.interrupt import Stopped
 from limbeck.matching.engine import GRADIENT_FORWARDS, Work, choose_steps, choose_together
@@ -105,14 +106,15 @@ def _failures(untrained: Sequence[Untrained], spec: DistillationSpec) -> str:
 
 
 class ExpertMaker:
-    """Makes experts by number, each a result of its own, from one copy of the data on the device."""
+    """Makes experts by number, each a result of its own, from one set of examples."""
 
     def __init__(self, task: StageTask) -> None:
         spec, self._task = task.spec, task
         dataset = ImageDataset.open(task.inputs["dataset"].path)
-        targets = load_tensors(task.inputs["targets"].path / "targets.safetensors")[0]["targets"]
-        self._targets = targets.to(task.shop.device)
-        self._images = ResidentImages.normalized(dataset.images, dataset.mean, dataset.std, task.shop.device)
+        targets = open_targets(task.inputs["targets"].path)
+        self._examples = Examples.normalized(
+            dataset.images, dataset.mean, dataset.std, task.shop.device, targets, say=task.shop.progress.say
+        )
         self._batch = min(spec.trajectories.batch, len(dataset))
         self._steps_each = expert_steps(len(dataset), spec.trajectories.batch, spec.expert_epochs)
 
@@ -187,8 +189,7 @@ class ExpertMaker:
         return train_experts(
             [self._student(index) for index in group],
             steps,
-            self._images,
-            self._targets,
+            self._examples,
             epochs=spec.expert_epochs,
             batch=settings.batch,
             optimizer=settings.optimizer,
@@ -211,7 +212,7 @@ class ExpertMaker:
 
     def _student(self, index: int) -> Student:
         spec = self._task.spec
-        return build_student(student_config(spec), self._targets.shape[1], spec.seed, "expert", index)
+        return build_student(student_config(spec), self._examples.target_dimension, spec.seed, "expert", index)
 
     def _engine(self, count: int) -> tuple[Steps, int]:
         """The steps, and how many experts to train at once."""
@@ -223,6 +224,5 @@ class ExpertMaker:
         engine = spec.execution.engine
         steps = choose_steps(work, spec.trajectories.precision, engine, shop.device, shop.progress.say)
         theta = torch.zeros(1, network.parameter_count, device=shop.device)
-        batch = torch.arange(self._batch, device=shop.device)[None]
-        x, y = self._images[batch], self._targets[batch]
+        x, y = self._examples[torch.arange(self._batch)[None]]
         return steps, choose_together(steps, theta, x, y, count, engine, shop.device)

@@ -1,0 +1,116 @@
+"""The targets of a dataset's images on disk: written as the teacher gives them, then mapped, never loaded whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from limbeck.checkpoint import load_tensors, save_tensors
+from limbeck.data.mapped import Mapped, create_mapped, open_mapped
+from limbeck.errors import WorkError
+
+FILE = "targets.safetensors"
+STANDARDIZATION_FILE = "standardization.safetensors"
+
+_TENSOR = "targets"
+_BLOCK = 4096  # rows; sums are taken over blocks of this size, so that they do not depend on the teacher's batches
+
+
+def write_targets(
+    folder: Path, count: int, representations: Iterable[NDArray[np.float32]], *, standardize: bool
+) -> None:
+    """Write the targets of a dataset, and what makes them of the representations.
+
+    A representation r becomes the target (r - center) / scale: center is the mean of every dimension, scale the
+    deviation over all of them, so that their ratios stay. Without `standardize` they are 0 and 1.
+
+    Args:
+        folder: where targets f32[n, d] go into `targets.safetensors`, and center f32[d] and scale f32[] into
+            `standardization.safetensors`. The first has this name only when it is finished.
+        count: n.
+        representations: f32[b, d] each, n rows together.
+        standardize: whether to.
+
+    Raises:
+        WorkError: a representation is not finite, or the disk is full.
+    """
+    partial = folder / f".{FILE}.partial"
+    filled, summed, moments = 0, 0, _Moments()
+    for rows in representations:
+        if not filled:
+            mapped = create_mapped(partial, _TENSOR, (count, rows.shape[1]), np.float32)
+        mapped[filled : filled + len(rows)] = rows
+        filled += len(rows)
+        while summed < filled and (filled - summed >= _BLOCK or filled == count):
+            moments.add(mapped[summed : summed + _BLOCK])
+            summed = min(summed + _BLOCK, count)
+    if filled != count:
+        raise ValueError(f"{filled} representations of {count} images")
+    center, scale = np.zeros(mapped.shape[1], np.float32), np.float32(1.0)
+    if standardize:
+        center, scale = moments.mean.astype(np.float32), np.float32(max(moments.deviation, 1e-12))
+        for start in range(0, count, _BLOCK):
+            block = mapped[start : start + _BLOCK]
+            block -= center
+            block /= scale
+    mapped.flush()
+    save_tensors(
+        folder / STANDARDIZATION_FILE, {"center": torch.from_numpy(center), "scale": torch.tensor(float(scale))}
+    )
+    partial.replace(folder / FILE)
+
+
+def open_targets(folder: Path) -> Mapped:
+    """The targets f32[n, d] of a folder, as a read-only memory map.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    return open_mapped(folder / FILE, _TENSOR)
+
+
+def read_standardization(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The center f32[d] and the scale f32[]: a representation r becomes the target (r - center) / scale."""
+    tensors, _ = load_tensors(folder / STANDARDIZATION_FILE)
+    return tensors["center"], tensors["scale"]
+
+
+class _Moments:
+    """Mean and deviation in float64, of rows about the first block's mean: a large common offset costs no digits."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, block: NDArray[np.float32]) -> None:
+        """Take f32[b, d] in.
+
+        Raises:
+            WorkError: a number is not finite.
+        """
+        rows = block.astype(np.float64)
+        if not np.isfinite(rows.sum()):
+            raise WorkError("targets: the teacher gives representations that are not finite; train or import another")
+        if not self._count:
+            self._pivot = rows.mean(0)
+            self._sum, self._squares = np.zeros_like(self._pivot), np.zeros_like(self._pivot)
+        rows -= self._pivot
+        self._count += len(rows)
+        self._sum += rows.sum(0)
+        self._squares += np.square(rows, out=rows).sum(0)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """f64[d]."""
+        mean: NDArray[np.float64] = self._pivot + self._sum / self._count
+        return mean
+
+    @property
+    def deviation(self) -> float:
+        """Of all numbers about their dimension's mean."""
+        about_mean = self._squares - self._sum**2 / self._count
+        return math.sqrt(max(0.0, about_mean.sum()) / max(1, self._count * len(about_mean) - 1))

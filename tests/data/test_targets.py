@@ -1,0 +1,78 @@
+"""Targets on disk: the representations, standardised, the same bytes whatever the teacher's batches were."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from limbeck.data import targets
+from limbeck.data.targets import FILE, STANDARDIZATION_FILE, open_targets, read_standardization, write_targets
+from limbeck.errors import InputError, WorkError
+
+ROWS = (1e3 + 1e-1 * np.random.default_rng(0).standard_normal((100, 6))).astype(np.float32)  # a large offset
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(targets, "_BLOCK", 16)
+
+
+def test_a_target_is_a_representation_about_the_mean_in_units_of_the_deviation_over_all(tmp_path):
+    write_targets(tmp_path, 100, [ROWS], standardize=True)
+    center, scale = read_standardization(tmp_path)
+    exact = ROWS.astype(np.float64)
+    assert (center.numpy() == exact.mean(0).astype(np.float32)).all()
+    assert scale.item() == np.float32((exact - exact.mean(0)).std(ddof=1))
+    assert (open_targets(tmp_path) == (ROWS - center.numpy()) / scale.numpy()).all()
+    assert (load_file(tmp_path / FILE)["targets"] == open_targets(tmp_path)).all()
+
+
+def test_without_standardising_it_is_the_representation(tmp_path):
+    write_targets(tmp_path, 100, [ROWS], standardize=False)
+    assert (open_targets(tmp_path) == ROWS).all()
+    center, scale = read_standardization(tmp_path)
+    assert torch.equal(center, torch.zeros(6))
+    assert scale == 1.0
+
+
+@settings(deadline=None, max_examples=20)
+@given(cuts=st.sets(st.integers(1, 99)))
+def test_the_bytes_do_not_depend_on_the_batches(tmp_path_factory, cuts):
+    whole, parts = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("parts")
+    write_targets(whole, 100, [ROWS], standardize=True)
+    write_targets(parts, 100, np.split(ROWS, sorted(cuts)), standardize=True)
+    for file in (FILE, STANDARDIZATION_FILE):
+        assert (whole / file).read_bytes() == (parts / file).read_bytes()
+
+
+def test_what_was_cut_is_no_result_and_is_written_over(tmp_path):
+    def cut():
+        yield ROWS[:70]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_targets(tmp_path, 100, cut(), standardize=True)
+    with pytest.raises(InputError, match="no such file"):
+        open_targets(tmp_path)
+    write_targets(tmp_path, 100, [ROWS], standardize=True)
+    (tmp_path / "other").mkdir()
+    write_targets(tmp_path / "other", 100, [ROWS], standardize=True)
+    assert (tmp_path / FILE).read_bytes() == (tmp_path / "other" / FILE).read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_representation_that_is_not_finite_is_an_error_at_once(tmp_path, value):
+    bad = ROWS[:20].copy()
+    bad[3, 2] = value
+
+    def rows():
+        yield bad
+        raise AssertionError("the teacher need not go on")
+
+    with pytest.raises(WorkError, match="not finite"):
+        write_targets(tmp_path, 100, rows(), standardize=True)
