@@ -84,11 +84,11 @@ def amazon() -> Iterator[tuple[str, Access]]:
 
 def amazon_access(endpoint: str) -> Access:
     os.environ.update({_KEY: "a-key", _SECRET: "a-secret-that-nobody-must-see"})
-    options = {
-        "endpoint_url": StorageOption(value=endpoint),
-        "key": StorageOption(environment=_KEY),
-        "secret": StorageOption(environment=_SECRET),
-    }
+    options = [
+        StorageOption(name="endpoint_url", value=endpoint),
+        StorageOption(name="key", environment=_KEY),
+        StorageOption(name="secret", environment=_SECRET),
+    ]
     return Access((StorageOptions(prefix="s3://", options=options),))
 
 

@@ -64,7 +64,7 @@ def commit(store: Store, files: dict[str, bytes] = FILES, identity: Identity = I
 
 def access_to(prefix: str, **variables: str) -> Access:
     """Options whose values are in variables of the environment."""
-    options = {name: StorageOption(environment=variable) for name, variable in variables.items()}
+    options = [StorageOption(name=name, environment=variable) for name, variable in variables.items()]
     return Access((StorageOptions(prefix=prefix, options=options),))
 
 
