@@ -66,7 +66,7 @@ _ZIP_HEADER = struct.Struct("<26xHH")  # before a member: the lengths of its nam
 _LARGEST_ZIP_HEADER = _ZIP_HEADER.size + 2 * 0xFFFF
 _LARGEST_COUNT = 2**62  # what a forged directory may claim is kept in 64 bits
 _DIRECTORY_BLOCK = 2**20  # bytes that are asked for beyond what is read of a zip's directory
-_HEADER_BLOCK = 2**16  # and of a tar's headers: shorter contents are read through, for less than a request costs
+_HEADER_BLOCK = 2**18  # and of a tar's headers: shorter contents are read through, sooner than they are skipped
 
 # What the standard library raises on archives that are cut short, damaged or forged.
 ARCHIVE_ERRORS = (
