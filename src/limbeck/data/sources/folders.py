@@ -81,6 +81,7 @@ class Files:
             columns[place] = whole(columns[place])
             if not in_order:
                 columns[place] = pc.take(columns[place], order)
+            pa.default_memory_pool().release_unused()  # what threads that are gone had of the column
         return _each_once(pa.table(columns, schema=self._schema))
 
     def close_batch(self) -> None:
