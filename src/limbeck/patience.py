@@ -84,7 +84,24 @@ def patiently(what: str, work: Callable[[], T], retries: Retries = RETRIES) -> T
     Raises:
         WorkError: it failed every time; one line, without credentials.
     """
+    try:
+        return work()
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        return _again(what, work, retries, error)
+
+
+def _again(what: str, work: Callable[[], T], retries: Retries, failure: Exception) -> T:
+    """The same, after a first failure; apart, for tenacity makes cycles of what it calls, which live long."""
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+    failed = [failure]
+
+    def attempt() -> T:
+        if failed:
+            raise failed.pop()
+        return work()
 
     retrying = Retrying(
         retry=retry_if_exception(is_transient),
@@ -93,7 +110,7 @@ def patiently(what: str, work: Callable[[], T], retries: Retries = RETRIES) -> T
         reraise=True,
     )
     try:
-        return retrying(work)
+        return retrying(attempt)
     except Exception as error:
         if not is_transient(error):
             raise

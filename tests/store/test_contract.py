@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limbeck.errors import WorkError
+from limbeck.errors import InputError, WorkError
 from limbeck.patience import Retries
 from limbeck.store import DamagedResultError, Identity, Store
 from limbeck.store.transfer import PIECE
@@ -249,3 +249,29 @@ def test_what_was_half_here_and_wrong_is_fetched_anew(servers, tmp_path):
     folder.mkdir(parents=True)
     (folder / "a.bin.partial").write_bytes(b"wrong" * PIECE)
     assert contents(other) == BIG
+
+
+def test_a_distilled_set_is_loaded_from_where_the_store_says_it_is(bucket, tmp_path):
+    import torch
+
+    from limbeck.data.distilled import DistilledSet
+    from limbeck.nn.pretraining import Recipe
+
+    made = DistilledSet(
+        images=torch.zeros(2, 3, 4, 4),
+        targets=torch.ones(2, 5),
+        mean=torch.full((3,), 0.5),
+        std=torch.ones(3),
+        recipe=Recipe(0.1, 1, 2, 0.9, 0.0),
+        spec={},
+        lineage={},
+        evaluation={},
+    )
+    store = bucket.store(tmp_path)
+    with store.scratch("teacher", KEY) as scratch:
+        made.save(scratch)
+        store.commit(IDENTITY, scratch, MADE, [])
+    loaded = DistilledSet.load(store.location("teacher", KEY), bucket.access)
+    assert torch.equal(loaded.targets, made.targets)
+    with pytest.raises(InputError, match="no distilled set is there"):
+        DistilledSet.load(store.location("teacher", "0" * 32), bucket.access)

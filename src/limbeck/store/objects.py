@@ -44,7 +44,7 @@ class Stat:
 
 
 class Objects:
-    """The files under one root of a filesystem; names are relative to it.
+    """The files under one root of a filesystem, which is at a URL; names are relative to it.
 
     Every method asks again where asking may help.
 
@@ -52,17 +52,16 @@ class Objects:
         WorkError: the storage does not answer, or is too busy, for too long.
     """
 
-    def __init__(self, filesystem: Any, root: str, retries: Retries) -> None:
-        self.filesystem, self.root = filesystem, root.rstrip("/")
+    def __init__(self, filesystem: Any, root: str, url: str, retries: Retries) -> None:
+        self.filesystem, self.root, self._url = filesystem, root.rstrip("/"), url.rstrip("/")
         self.is_local = isinstance(filesystem, LocalFileSystem)
         self._retries = retries
         protocols = filesystem.protocol if isinstance(filesystem.protocol, tuple | list) else [filesystem.protocol]
         self._has_folders = not self.is_local and not REMOTE.intersection(protocols)
 
     def url(self, name: str) -> str:
-        """The URL, or on this machine the path, of a file."""
-        path = self.path(name)
-        return path if self.is_local else str(self.filesystem.unstrip_protocol(path))
+        """The URL, as the user spells the store's, or on this machine the path, of a file."""
+        return self.path(name) if self.is_local else f"{self._url}/{name}".rstrip("/")
 
     def path(self, name: str) -> str:
         """The path of a file on the filesystem."""

@@ -72,7 +72,7 @@ class Store:
             raise InputError("spec.output.uri", f"{url}: {error}", "a path or an fsspec URL") from None
         self.root: str = str(root).rstrip("/")
         self.url = url
-        self.objects = Objects(self._fs, self.root, retries)
+        self.objects = Objects(self._fs, self.root, url, retries)
         self.usage = Usage(self.objects)
         self._local = self.objects.is_local
         self._mirror = Path(self.root) if self._local else cache_folder(url)
@@ -112,7 +112,10 @@ class Store:
         """
         self.usage.refresh()
         raw = self.objects.read(f"{stage}/{key}/{MANIFEST}")
-        if raw is None or not self.usage.claim(f"{stage}/{key}"):
+        if raw is not None and not self.usage.is_claimed(f"{stage}/{key}"):
+            claimed = self.usage.claim(f"{stage}/{key}")
+            raw = self.objects.read(f"{stage}/{key}/{MANIFEST}") if claimed else None  # it may just have been deleted
+        if raw is None:
             self._verified.pop((stage, key), None)
             return None
         try:

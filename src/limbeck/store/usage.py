@@ -4,8 +4,8 @@ Beside a result's manifest lie two empty files. `.used` says when it was last us
 that it is younger than half a day, and then looks for the other. `.condemned` says that a collector is about to delete
 the result; whoever writes it looks at `.used` after, and goes on only where that is old.
 
-    user:       touch .used       then look for .condemned: there? then the result counts as absent
-    collector:  touch .condemned  then look at .used:       young? then the result stays
+    user:       touch .used       then look for .condemned: there? then the result counts as absent; else read it
+    collector:  touch .condemned  then look at .used:       young? then the result stays; else delete it
 
 Each writes before it looks, so at least one sees the other, and yields; where both do, the result stays, and the user,
 who makes it anew, finds at its commit that it is there. A collector that was killed leaves `.condemned` behind. It
@@ -39,8 +39,7 @@ class Usage:
 
     def claim(self, place: str) -> bool:
         """Say that a result, stage/key, is used; False where it is being deleted, and counts as absent."""
-        touched = self._touched.get(place)
-        if touched is not None and self._clock() - touched < FRESH.total_seconds():
+        if self.is_claimed(place):
             return True
         try:
             age = self._age(place)
@@ -56,6 +55,11 @@ class Usage:
             return True  # a store that this process may only read, and not mark
         self._touched[place] = self._clock() - age.total_seconds()
         return True
+
+    def is_claimed(self, place: str) -> bool:
+        """Whether that was said not long ago, so that no collector can have taken the result since."""
+        touched = self._touched.get(place)
+        return touched is not None and self._clock() - touched < FRESH.total_seconds()
 
     def claim_place(self, place: str) -> None:
         """Say that a result is about to be there; a collector that is deleting what was there is waited for.
