@@ -76,7 +76,7 @@ def amazon() -> Iterator[tuple[str, Access]]:
     try:
         host, port = server.get_host_and_port()
         access = amazon_access(f"http://{host}:{port}")
-        access.open("s3://limbeck-tests")[0].mkdir("limbeck-tests")
+        access.open("s3://limbeck-tests")[0].makedirs("limbeck-tests", exist_ok=True)  # moto's state is the process's
         yield "s3://limbeck-tests", access
     finally:
         server.stop()
