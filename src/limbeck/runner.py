@@ -318,7 +318,7 @@ class Run:
             device=device_name(self._shop.device),
             source=SourceSummary(
                 uri=spec.source.uri,
-                fingerprint=dataset.fingerprint,
+                fingerprint=self.results["dataset"].manifest.inputs["source"],
                 images=len(dataset),
                 image_size=spec.source.image_size,
                 skipped=dict(dataset.skipped),

@@ -20,8 +20,11 @@ from limbeck.data.sources.listing import Listing
 
 _GROUP_ROWS = 2**16
 
-SCHEMA = pa.schema([("name", pa.string()), ("label", pa.int64()), ("checksum", pa.binary())])
-"""The columns of the index; label and checksum are null where an image has none."""
+SCHEMA = pa.schema([("name", pa.string()), ("label", pa.int64())])
+"""The columns of the index; the label is null where an image has none."""
+
+ORIGIN_SCHEMA = pa.schema([("checksum", pa.binary())])
+"""The column of the origin: null where the source knew nothing of an image's content."""
 
 
 @dataclass(frozen=True)
@@ -96,23 +99,35 @@ def _link(part: PartFile, target: Path, image_size: int) -> None:
     write_tensor(target, TENSOR, rows.shape, [rows])
 
 
-def write_index(listing: Listing, checksums: pa.Array | None, kept: NDArray[np.int64], path: Path) -> None:
-    """Write name, label and checksum of the images whose indices are `kept`, a row group at a time.
+def write_index(listing: Listing, kept: NDArray[np.int64], path: Path) -> None:
+    """Write name and label of the images whose indices are `kept`, a row group at a time.
 
     Raises:
         WorkError: the disk is full.
     """
     with working(f"{path}: cannot be written"), pq.ParquetWriter(path, SCHEMA) as writer:
         for rows in _groups(kept):
-            chosen = pa.array(rows)
             labels = np.full(len(rows), -1, np.int64) if listing.labels is None else listing.labels[rows]
-            found = pa.nulls(len(rows)) if checksums is None else checksums.take(chosen)
             columns = [
-                listing.names.array.take(chosen).cast(pa.string()),
+                listing.names.array.take(pa.array(rows)).cast(pa.string()),
                 pa.array(labels, pa.int64(), mask=labels < 0),
-                found.cast(pa.binary()),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=_GROUP_ROWS)
+
+
+def write_origin(checksums: pa.Array | None, kept: NDArray[np.int64], path: Path) -> None:
+    """Write what the source knows of the content of the images whose indices are `kept`; no file where that is nothing.
+
+    Raises:
+        WorkError: the disk is full.
+    """
+    path.unlink(missing_ok=True)
+    if checksums is None:
+        return
+    with working(f"{path}: cannot be written"), pq.ParquetWriter(path, ORIGIN_SCHEMA) as writer:
+        for rows in _groups(kept):
+            column = checksums.take(pa.array(rows)).cast(pa.binary())
+            writer.write_table(pa.Table.from_arrays([column], schema=ORIGIN_SCHEMA), row_group_size=_GROUP_ROWS)
 
 
 def _groups(kept: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

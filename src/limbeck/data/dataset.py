@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 INDEX_FILE = "index.parquet"
 DESCRIPTION_FILE = "dataset.json"
+ORIGIN_FILE = "origin.parquet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,6 @@ class ImageDataset:
         classes: class names, sorted.
         mean: `float32[3]`, each channel's mean over all pixels, in units where white is 1.
         std: `float32[3]`, each channel's standard deviation in the same units, at least 1/255.
-        fingerprint: the source's, when it was read.
         skipped: the images that could not be used, and why.
     """
 
@@ -44,7 +44,6 @@ class ImageDataset:
     classes: tuple[str, ...]
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
-    fingerprint: str
     skipped: dict[str, str]
 
     def __len__(self) -> int:
@@ -62,20 +61,20 @@ class ImageDataset:
         return Names(self._column("name"))
 
     @property
-    def checksums(self) -> pa.Array:
-        """What the source knew of each image's content, `binary[n]`; null where it knew nothing.
+    def checksums(self) -> pa.Array | None:
+        """What the source knew of each image's content, `binary[n]`, null where it knew nothing; None: of no image.
 
         Raises:
             InputError: as of `names`.
         """
-        return self._column("checksum")
+        return self._column("checksum", ORIGIN_FILE) if (self.path / ORIGIN_FILE).exists() else None
 
-    def _column(self, name: str) -> pa.Array:
+    def _column(self, name: str, file: str = INDEX_FILE) -> pa.Array:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            return pq.read_table(self.path / INDEX_FILE, columns=[name])[name].combine_chunks()
+            return pq.read_table(self.path / file, columns=[name])[name].combine_chunks()
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise InputError(str(self.path), f"not a dataset, or damaged: {error}") from error
 
@@ -99,7 +98,6 @@ class ImageDataset:
                 classes=tuple(description["classes"]),
                 mean=np.array(description["mean"], np.float32),
                 std=np.array(description["std"], np.float32),
-                fingerprint=description["fingerprint"],
                 skipped=description["skipped"],
             )
         except FileNotFoundError as error:

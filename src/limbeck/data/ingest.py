@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from limbeck.data.assembly import PartFile, write_index, write_shards
-from limbeck.data.dataset import DESCRIPTION_FILE, INDEX_FILE, ImageDataset
+from limbeck.data.assembly import PartFile, write_index, write_origin, write_shards
+from limbeck.data.dataset import DESCRIPTION_FILE, INDEX_FILE, ORIGIN_FILE, ImageDataset
 from limbeck.data.moments import Moments
 from limbeck.data.parts import Earlier, PartJob, PartRecord, make_part, part_rows, working
 from limbeck.data.single_pass import make_in_one_pass
@@ -66,9 +66,10 @@ def write_dataset(
 ) -> ImageDataset:
     """Decode a source's images into the directory `out` and open the result.
 
-    Writes `images-N.safetensors` (of `limbeck.data.shards`), `index.parquet` (name, label and checksum of each) and
-    `dataset.json` (the rest). The parts that they were put together from lie beside them, in files whose names begin
-    with `.part-`: the same call finds them again when this one was cut, verifies them, and goes on from there.
+    Writes `images-N.safetensors` (of `limbeck.data.shards`), `index.parquet` (name and label of each), `dataset.json`
+    (the rest), and `origin.parquet`, what the source knew of each image's content. The parts that they were put
+    together from lie beside them, in files whose names begin with `.part-`: the same call finds them again when this
+    one was cut, verifies them, and goes on from there.
 
     Args:
         source: the images.
@@ -108,7 +109,6 @@ def write_dataset(
         raise
     moments = Moments.sum(record.moments(image_size) for record in records)
     description = {
-        "fingerprint": fingerprint,
         "count": len(wanted) - len(bad),
         "imageSize": image_size,
         "classes": list(listing.classes),
@@ -120,7 +120,9 @@ def write_dataset(
     files = [PartFile(plan.path(number), one.rows) for number, one in enumerate(records) if one.rows]
     with working(f"{out}: cannot be written"):
         write_shards(files, image_size, out)
-        write_index(listing, checksums, np.delete(wanted, list(bad)), out / INDEX_FILE)
+        kept = np.delete(wanted, list(bad))
+        write_index(listing, kept, out / INDEX_FILE)
+        write_origin(checksums, kept, out / ORIGIN_FILE)
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
         (out / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
     return ImageDataset.open(out)
@@ -143,11 +145,12 @@ def _unchanged(
     image_size: int,
 ) -> NDArray[np.int64] | None:
     """For each image wanted its row in the earlier dataset, -1 where it is another one; None where none is there."""
-    if earlier is None or checksums is None or earlier.images.shape[-1] != image_size:
+    known = None if earlier is None else earlier.checksums
+    if earlier is None or known is None or checksums is None or earlier.images.shape[-1] != image_size:
         return None
     chosen = pa.array(wanted)
     rows = pc.index_in(listing.names.array.take(chosen), value_set=earlier.names.array)
-    same = pc.equal(earlier.checksums.take(rows), checksums.take(chosen).cast(pa.binary()))
+    same = pc.equal(known.take(rows), checksums.take(chosen).cast(pa.binary()))
     kept = pc.if_else(pc.fill_null(same, False), rows, -1)
     found: NDArray[np.int64] = kept.cast(pa.int64()).to_numpy()
     return found if (found >= 0).any() else None

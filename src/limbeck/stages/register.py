@@ -34,7 +34,7 @@ def register(task: StageTask) -> None:
         ),
         spec=redact_strings(spec.content()),
         lineage={
-            "source": dataset.fingerprint,
+            "source": task.inputs["dataset"].manifest.inputs["source"],
             **{name: result.digest for name, result in task.inputs.items()},
         },
         evaluation={

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +13,9 @@ from pydantic.alias_generators import to_camel
 from limbeck.store.files import json_digest
 
 MANIFEST = "manifest.json"
+ORIGIN = "origin"
+"""What the names of files begin with that say where a result came from. They are kept and verified with it, and are no
+part of its digest: the same images are the same dataset, on a disk or in a bucket."""
 
 
 class _Record(BaseModel):
@@ -58,7 +61,7 @@ class Manifest(_Record):
     inputs: dict[str, str]  # what it was made from: name -> digest
     refers: list[str]  # other results that it points into, as stage/key
     files: list[FileEntry]
-    digest: str  # over the files: equal digests are equal results
+    digest: str  # over the files, but for their origin: equal digests are equal results
     made: Made
     folder: str = Field("", pattern="^[0-9a-f]{0,64}$")  # beside the manifest, where the files are; "": with it
     checksums: dict[str, str] = Field(default_factory=dict[str, str])  # md5 of each file: object stores know theirs
@@ -111,6 +114,11 @@ class Result:
     def digest(self) -> str:
         """Digest of the result's content."""
         return self.manifest.digest
+
+
+def digest_of(files: Sequence[FileEntry]) -> str:
+    """The digest of a result with these files."""
+    return json_digest([entry.model_dump() for entry in files if not entry.path.startswith(ORIGIN)])
 
 
 class DamagedResultError(Exception):

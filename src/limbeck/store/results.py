@@ -28,7 +28,7 @@ from limbeck.store.files import (
     write_atomically,
 )
 from limbeck.store.objects import Objects
-from limbeck.store.records import MANIFEST, DamagedResultError, FileEntry, Identity, Made, Manifest, Result
+from limbeck.store.records import MANIFEST, DamagedResultError, FileEntry, Identity, Made, Manifest, Result, digest_of
 from limbeck.store.transfer import Download, Upload, download, md5_of, upload
 from limbeck.store.usage import USED, Usage
 
@@ -252,7 +252,7 @@ class Store:
             if path.relative_to(scratch).parts[0] != _STAGED
         )
         files = [_entry(scratch, name) for name in names]
-        digest = json_digest([entry.model_dump() for entry in files])
+        whole = json_digest([entry.model_dump() for entry in files])
         manifest = Manifest(
             stage=identity.stage,
             key=identity.key,
@@ -261,9 +261,9 @@ class Store:
             inputs=dict(identity.inputs),
             refers=refers,
             files=files,
-            digest=digest,
+            digest=digest_of(files),
             made=made,
-            folder="" if self._local else digest[:_FOLDER_DIGITS],
+            folder="" if self._local else whole[:_FOLDER_DIGITS],
             checksums={} if self._local else {name: md5_of(scratch / name) for name in names},
         )
         return self._commit_here(manifest, scratch) if self._local else self._commit_there(manifest, scratch)

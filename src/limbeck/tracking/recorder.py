@@ -237,7 +237,7 @@ class Recording:
             uris |= {f"train:{task.name}": task.train.uri, f"test:{task.name}": task.test.uri}
         data = Data(
             name=name.replace(":", " ") if name != "dataset" else "source",
-            digest=dataset.fingerprint.rpartition(":")[2][:32],
+            digest=result.manifest.inputs["source"].rpartition(":")[2][:32],
             uri=redact_url(uris[name]),
             images=len(dataset),
             context="real" if name == "dataset" else "evaluation",
