@@ -11,11 +11,13 @@ import aiohttp
 import pytest
 import requests
 from botocore.exceptions import ClientError, EndpointConnectionError
-from gcsfs.retry import HttpError
 from s3fs.errors import translate_boto_error
 
 from limbeck.errors import WorkError
 from limbeck.patience import Retries, is_transient, patiently
+
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it is looked at when gcsfs is imported
+from gcsfs.retry import HttpError
 
 AT_ONCE = Retries(attempts=4, first=0.0)
 

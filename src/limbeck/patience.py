@@ -34,6 +34,10 @@ _CLASSES = {
     "requests.ChunkedEncodingError", "requests.ConnectionError", "requests.ContentDecodingError", "requests.Timeout",
     "socket.gaierror", "urllib3.HTTPError",
 }  # fmt: skip
+_DENIED = {
+    "azure.ClientAuthenticationError", "botocore.NoCredentialsError", "botocore.PartialCredentialsError",
+    "google.DefaultCredentialsError", "google.RefreshError",
+}  # fmt: skip
 
 
 class IncompleteTransferError(Exception):
@@ -71,6 +75,15 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _ERRNOS:
         return True
     return any(name in _CLASSES for name in _names(type(error)))
+
+
+def is_denied(error: BaseException) -> bool:
+    """Whether it failed because of who asks: credentials are missing, wrong, or do not allow it."""
+    if isinstance(error, PermissionError) or status_of(error) in (401, 403):
+        return True
+    if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs
+        return True
+    return any(name in _DENIED for name in _names(type(error)))
 
 
 def patiently(what: str, work: Callable[[], T], retries: Retries = RETRIES) -> T:

@@ -25,6 +25,8 @@ from limbeck.spec import StorageOption, StorageOptions
 from limbeck.storage import Access
 from limbeck.store import Identity, Made, Store
 
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it is looked at when gcsfs is imported
+
 IDENTITY = Identity("teacher", 1, {"width": 8}, {"dataset": "d"})
 MADE = Made(
     seconds=1.0,
@@ -99,7 +101,6 @@ def emulators() -> Iterator[Emulators]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         for name in ("TOKEN", "KEY", "SECRET"):
             patch.setenv(f"EMULATOR_{name}", "anon")
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         google.start()  # it sets STORAGE_EMULATOR_HOST
         # it says every request on a pipe, and stands still when that is full
         sink = Path(os.devnull).open("wb")  # noqa: SIM115 - as long as the server

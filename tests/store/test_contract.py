@@ -191,6 +191,23 @@ def test_when_the_storage_never_answers_one_line_says_so(servers, tmp_path):
         store.find("teacher", KEY)
 
 
+@pytest.mark.parametrize("denied", [PermissionError("AccessDenied"), OSError("Forbidden: b/o")])
+def test_a_store_that_may_only_be_read_is_read_and_a_refusal_to_write_is_one_line(servers, denied, tmp_path):
+    place = servers.place("memory", tmp_path)
+    commit(place.store(tmp_path / "one"))
+    path = place.store(tmp_path / "one").objects.path(f"teacher/{KEY}/.used")
+    place.store(tmp_path / "one").objects.filesystem.rm_file(path)
+
+    def refuse(call: str, path: str) -> None:
+        if call in ("pipe_file", "put_file", "rm_file"):
+            raise denied
+
+    reader = watch(place.store(tmp_path / "two"), refuse)
+    assert contents(reader) == FILES
+    with pytest.raises(WorkError, match=r"writing memory://.*: not allowed; "):
+        commit(reader, identity=Identity("teacher", 1, {"other": 1}, {}))
+
+
 BIG = {"a.bin": np.random.default_rng(0).bytes(3 * PIECE + 5), "b.bin": b"small", "c.bin": bytes(PIECE)}
 
 

@@ -17,13 +17,19 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from limbeck.patience import Retries, patiently, status_of
+from limbeck.errors import WorkError
+from limbeck.patience import Retries, is_denied, patiently, reason_of, status_of
+from limbeck.redact import redact_url
 from limbeck.storage import REMOTE, checksum_of
 from limbeck.store.files import write_atomically
 
 T = TypeVar("T")
 
 _CREATING_IN_MEMORY = threading.Lock()  # fsspec looks whether an object is there, and then makes it
+
+
+class DeniedError(WorkError):
+    """The storage does not allow it to whoever this process is."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Objects:
 
     Raises:
         WorkError: the storage does not answer, or is too busy, for too long.
+        DeniedError: it does not allow it; on this machine, PermissionError.
     """
 
     def __init__(self, filesystem: Any, root: str, url: str, retries: Retries) -> None:
@@ -177,7 +184,13 @@ class Objects:
 
     def patiently(self, doing: str, name: str, work: Callable[[], T]) -> T:
         """What `work` on a file returns, with this store's patience."""
-        return patiently(f"{doing} {self.url(name)}", work, self._retries)
+        what = f"{doing} {self.url(name)}"
+        try:
+            return patiently(what, work, self._retries)
+        except Exception as error:
+            if self.is_local or not is_denied(error):
+                raise
+            raise DeniedError(redact_url(f"{what}: not allowed; {reason_of(error)}")) from error
 
     def _ask(self, doing: str, name: str, work: Callable[[str], T]) -> T:
         return self.patiently(doing, name, lambda: work(self.path(name)))

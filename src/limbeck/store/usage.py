@@ -15,12 +15,13 @@ whose manifest is there is whole, and one without is none.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from limbeck.errors import WorkError
-from limbeck.store.objects import Objects
+from limbeck.store.objects import DeniedError, Objects
 
 USED, CONDEMNED = ".used", ".condemned"
 FRESH = timedelta(hours=12)  # a marker that is younger is not written again
@@ -49,10 +50,12 @@ class Usage:
                     return False
             if self._is_condemned(place):
                 return False
-        except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+        except (DeniedError, PermissionError):
             return True  # a store that this process may only read, and not mark
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return True
         self._touched[place] = self._clock() - age.total_seconds()
         return True
 
