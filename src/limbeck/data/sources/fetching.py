@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from limbeck.data.decode import BadImage
 from limbeck.data.sources.listing import Content
 from limbeck.data.sources.location import Location
 from limbeck.errors import InputError, WorkError
+from limbeck.patience import is_transient
 
 _BATCH_REQUESTS, _BATCH_BYTES = 128, 8 * 2**20  # at once; as much again is fetched while they are used
 _WINDOW_BYTES = 2 * 2**20  # in one request, where several images lie side by side
@@ -43,17 +44,36 @@ def fetch(location: Location, spans: Sequence[Span]) -> list[bytes | Exception]:
 
     Returns:
         The bytes of each, fewer where its file ends before; or why it cannot be read.
+
+    Raises:
+        WorkError: the storage failed again and again.
     """
     if location.is_local:
         return [_read_local(span) for span in spans]
     # Not `cat`, which would take a file name such as `photo[1].jpg` for a pattern.
-    found = location.files.cat_ranges(
-        [span.path for span in spans],
-        [span.start for span in spans],
-        [span.stop for span in spans],
-        on_error="return",
-    )
-    return list(found)
+    found = _fetched(location, spans)
+    missing = [place for place, content in enumerate(found) if _failed_for_a_moment(content)]
+    if not missing:
+        return found
+
+    def again() -> None:
+        for place, content in zip(missing, _fetched(location, [spans[place] for place in missing]), strict=True):
+            found[place] = content
+        missing[:] = [place for place in missing if _failed_for_a_moment(found[place])]
+        for place in missing:
+            raise cast("Exception", found[place])
+
+    location.patiently("reading", again)
+    return found
+
+
+def _fetched(location: Location, spans: Sequence[Span]) -> list[bytes | Exception]:
+    paths, starts, stops = zip(*((span.path, span.start, span.stop) for span in spans), strict=True)
+    return list(location.files.cat_ranges(list(paths), list(starts), list(stops), on_error="return"))
+
+
+def _failed_for_a_moment(content: bytes | Exception) -> bool:
+    return isinstance(content, Exception) and is_transient(content)
 
 
 def _read_local(span: Span) -> bytes | Exception:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from limbeck.errors import InputError
+from limbeck.errors import InputError, WorkError
+from limbeck.patience import patiently
 from limbeck.storage import REMOTE, Access, checksum_of, scheme_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,25 @@ class Location:
         if self.is_object_store and block is not None:
             options = {"cache_type": "readahead", "block_size": block}
         try:
-            return cast("IO[bytes]", self.files.open(path or self.path, "rb", **options))
+            found = self.patiently("opening", lambda: self.files.open(path or self.path, "rb", **options))
+            return cast("IO[bytes]", found)
         except (FileNotFoundError, PermissionError) as error:
             raise InputError(self.uri, f"cannot be opened: {error.strerror or error}") from error
 
     @cached_property
     def checksum(self) -> bytes | None:
         """What the storage knows of the file's content without anybody reading it; see `stored_checksum`."""
-        return None if self.is_local else stored_checksum(self.files.info(self.path))
+        if self.is_local:
+            return None
+        return stored_checksum(self.patiently("looking at", lambda: self.files.info(self.path)))
+
+    def patiently(self, doing: str, work: Callable[[], T]) -> T:
+        """What `work` on the storage returns; elsewhere than on this machine it may fail for a moment.
+
+        Raises:
+            WorkError: it failed again and again.
+        """
+        return work() if self.is_local else patiently(f"{self.uri}: {doing} it", work)
 
     def sha256(self, path: str | None = None) -> bytes:
         """The digest of the bytes of the file, or of another one on the same filesystem."""
@@ -102,7 +116,7 @@ class Location:
             InputError: the directory may not be read.
         """
         try:
-            entries = self.files.ls(self.path, detail=True)
+            entries = self.patiently("listing", lambda: self.files.ls(self.path, detail=True))
         except OSError as error:
             raise InputError(self.uri, f"cannot be listed: {error.strerror or error}") from error
         # An object whose name is the directory's and a slash only marks it.
@@ -143,6 +157,7 @@ def locate(uri: str, access: Access) -> Location:
 
     Raises:
         InputError: nothing is there, it may not be read, or its scheme is unknown or needs an extra.
+        WorkError: an object store does not answer.
     """
     local = _local_path(uri)
     if local is not None and os.path.lexists(local):
@@ -153,13 +168,16 @@ def locate(uri: str, access: Access) -> Location:
         files, path = _open(address, access)
         files.invalidate_cache()
         path = path.rstrip("/") or "/"
-        kind = files.info(path)["type"]
+        if scheme_of(address) in REMOTE:
+            kind = patiently(f"{uri}: looking at it", lambda: files.info(path))["type"]
+        else:
+            kind = files.info(path)["type"]
     except FileNotFoundError as error:
         missing = "bucket or object" if scheme_of(address) in REMOTE else "file or directory"
         raise InputError(uri, f"no such {missing}") from error
     except PermissionError as error:
         raise InputError(uri, "permission denied") from error
-    except InputError:
+    except (InputError, WorkError):
         raise
     except Exception as error:
         # A filesystem plug-in raises what its client library does: no credentials, no route, ...

@@ -104,13 +104,14 @@ class _Page:
 class _Store:
     """How to ask a store for pages: a prefix, whether one level is meant, and what the page before said."""
 
+    location: Location
     page: Callable[[str, bool, str | None], _Page]
     prefix: str
 
     def pages(self, prefix: str, one_level: bool) -> Iterator[_Page]:
         following: str | None = None
         while True:
-            page = self.page(prefix, one_level, following)
+            page = self.location.patiently("listing", partial(self.page, prefix, one_level, following))
             yield page
             following = page.following
             if following is None:
@@ -123,7 +124,7 @@ def _pages_of(location: Location, root: str) -> _Store | None:
     if page is None:
         return None
     bucket, _, key = root.partition("/")
-    return _Store(partial(page, location.files, bucket), f"{key.rstrip('/')}/" if key else "")
+    return _Store(location, partial(page, location.files, bucket), f"{key.rstrip('/')}/" if key else "")
 
 
 def _google_page(files: Any, bucket: str, prefix: str, one_level: bool, following: str | None) -> _Page:
