@@ -54,13 +54,14 @@ class Files:
             return
         self._rows.append((entry.name, entry.fault or None, *entry.place))
         if len(self._rows) == _BATCH:
-            self._close_batch()
+            self.close_batch()
 
     def extend(self, other: Files) -> None:
-        """Take over all files of another of the same columns."""
+        """Take over all files of another of the same columns, which is left without any."""
         self.ignored += other.ignored
-        other._close_batch()
+        other.close_batch()
         self._batches += other._batches
+        other._batches = []
 
     def images(self, where: str) -> pa.Table:
         """The images sorted by name: "name", "fault" (null: none) and the columns; each name once.
@@ -68,18 +69,23 @@ class Files:
         Raises:
             InputError: there is none.
         """
-        self._close_batch()
+        self.close_batch()
         if not self._batches:
             beside = f" among {self.ignored} files" if self.ignored else ""
             raise InputError(where, f"holds no image{beside}", f"images are {' '.join(SUFFIXES)} files")
-        table = pa.Table.from_batches(self._batches, self._schema).combine_chunks()
+        columns = pa.Table.from_batches(self._batches, self._schema).columns
         self._batches = []
-        order = pc.sort_indices(table["name"]).to_numpy()  # by code points, as Python sorts; equal names stay in order
-        if (np.diff(order.view(np.int64)) != 1).any():
-            table = table.take(pa.array(order)).combine_chunks()
-        return _each_once(table)
+        order = pc.sort_indices(columns[0]).to_numpy()  # by code points, as Python sorts; equal names stay in order
+        in_order = bool((np.diff(order.view(np.int64)) == 1).all())
+        for place in range(len(columns)):  # one after the other, so that never more than one is there twice
+            columns[place] = whole(columns[place])
+            if not in_order:
+                columns[place] = pc.take(columns[place], order)
+            pa.default_memory_pool().release_unused()  # what threads that are gone had of the column
+        return _each_once(pa.table(columns, schema=self._schema))
 
-    def _close_batch(self) -> None:
+    def close_batch(self) -> None:
+        """Turn what was added lately into columns, which take far less memory."""
         if self._rows:
             columns = [
                 pa.array(values, field.type)

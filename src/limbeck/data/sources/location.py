@@ -123,7 +123,11 @@ def stored_checksum(info: Mapping[str, Any]) -> bytes | None:
     never stands for two contents.
     """
     checksum = checksum_of(info)
-    return None if checksum is None else f"{checksum}/{info.get('size') or 0}".encode()
+    if checksum is None:
+        return None
+    kind, _, value = checksum.partition(":")
+    content = value.encode() if kind == "etag" else bytes.fromhex(value)  # half as long: there may be millions
+    return b"%s:%s/%d" % (kind.encode(), content, int(info.get("size") or 0))
 
 
 def sha256_of(file: IO[bytes]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ LOCAL_COLUMNS = {
 }
 REMOTE_COLUMNS = {"path": pa.large_binary(), "size": pa.int64(), "checksum": pa.large_binary()}
 
-_FOLDERS_AT_ONCE = 16
+_FOLDERS_AT_ONCE = 8
 _DEEPEST_SEARCH = 3  # levels that are looked at for folders to list at once
 _PAGE = 5000  # objects; stores give fewer (1,000) when they like to
 _GOOGLE_FIELDS = "items(name,size,md5Hash,crc32c),prefixes,nextPageToken"
@@ -162,13 +162,9 @@ def _walk_store(store: _Store) -> Files:
             folders = deeper
             if not folders or len(folders) >= _FOLDERS_AT_ONCE:
                 break
-        under_way = {pool.submit(_listed, store, folder, False) for folder in folders}
-        try:
-            for done in as_completed(under_way):
-                total.extend(done.result()[0])
-        finally:
-            for future in under_way:
-                future.cancel()
+        # In the stores' order, which is that of names: then nothing needs to be sorted, which takes memory.
+        for files, _ in pool.map(lambda folder: _listed(store, folder, False), folders):
+            total.extend(files)
     return total
 
 
@@ -180,6 +176,7 @@ def _listed(store: _Store, prefix: str, one_level: bool) -> tuple[Files, list[st
         for name, size, checksum in page.objects:
             if not name.endswith("/"):
                 files.add(_entry(name[skipped:], too_large(size), (size, checksum)))
+    files.close_batch()
     return files, prefixes
 
 
