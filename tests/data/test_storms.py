@@ -37,7 +37,7 @@ def test_every_image_arrives_through_a_storm(servers, tmp_path, kind, form):
         for name, content in FILES.items():
             files.pipe_file(f"{root}/pictures/{name}", content)
     name = "pictures.zip" if form == "zip" else "pictures"
-    storm = Storm(servers.google if kind == "gs" else servers.amazon, share=0.15)
+    storm = Storm(servers.google if kind == "gs" else servers.amazon, share=0.15 if form == "folders" else 0.5)
     try:
         stormy = servers.place(kind, tmp_path, lambda _: storm.address)
         source = open_source(f"{calm.url}/{name}", "auto", stormy.access)
