@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from limbeck.data.sources.location import Location, sha256_of, stored_checksum
+from limbeck.data.sources.location import Location, stored_checksum
 
 UNREADABLE = hashlib.sha256(b"").digest()
 """The digest of what cannot be read: as an image an empty file is no better."""
@@ -28,6 +28,7 @@ _KEPT = pa.schema({"path": pa.large_binary(), **_LOOKS, "digest": pa.binary(32)}
 _RACY_NS = 2 * 10**9  # a file changed so shortly before it was read may have changed again and look the same
 _FILES_AT_ONCE = 128
 _THREADS = 8
+_PIECE = 2**20  # bytes
 _WORTH_REMEMBERING = 64 * 2**20  # bytes; fewer are read about as quickly as they are looked up
 
 
@@ -147,9 +148,17 @@ def _read(root: str, paths: pa.Array, places: NDArray[np.int64], digests: NDArra
 
 
 def _sha256(path: bytes) -> bytes:
+    """The digest of one file: read plainly, since a file object and its buffer cost ten times what a picture does."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 -- a path of bytes
-            return sha256_of(file)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            digest = hashlib.sha256()
+            piece = min(os.fstat(handle).st_size + 1, _PIECE)
+            while content := os.read(handle, piece):
+                digest.update(content)
+            return digest.digest()
+        finally:
+            os.close(handle)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         return UNREADABLE
 
