@@ -65,7 +65,8 @@ class Problem:
         self.images = ShardedImages.open(folder, len(self.targets), image_size)
         config = EncoderConfig("convnet", image_size, width, "instance")
         self.students = [build_student(config, TARGETS, 0, "expert", index) for index in range(experts)]
-        self.steps = Steps(student_loss(FlatNetwork(self.students[0].to(device()))))
+        network = build_student(config, TARGETS, 0, "expert", 0).to(device())
+        self.steps = Steps(student_loss(FlatNetwork(network)))
         self.batch = batch
         self.trained_images = len(self.images) // batch * batch * experts
 

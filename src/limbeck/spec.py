@@ -616,8 +616,8 @@ class Engine(Section):
 
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Whether steps are compiled; auto compiles where the work is long enough to repay the minute that "
-        "it takes.",
+        description="Whether steps are compiled; auto compiles on the CPU, where the work is long enough to repay the "
+        "minute that it takes.",
     )
     memory_budget: Quantity | None = Field(
         None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from limbeck.errors import WorkError
 from limbeck.matching.engine import Work, choose_layout, choose_steps, choose_together, stack_bytes
 from limbeck.matching.steps import CompiledSteps, Steps, held_bytes, student_loss
 from limbeck.nn.encoders import EncoderConfig, build_student
@@ -34,6 +35,26 @@ def test_long_work_is_compiled_unless_the_spec_says_otherwise(forwards, setting,
     steps = choose_steps(Work(NETWORK, 6, 8, forwards), "float32", Engine(compile=setting), CPU, said.append)
     assert isinstance(steps, CompiledSteps) == compiled
     assert len(said) == compiled
+
+
+def test_on_an_accelerator_steps_are_compiled_only_where_the_spec_says_so():
+    work, cuda = Work(NETWORK, 6, 8, 1e15), torch.device("cuda")
+    assert not isinstance(choose_steps(work, "float32", Engine(), cuda, print), CompiledSteps)
+    assert isinstance(choose_steps(work, "float32", Engine(compile="always"), cuda, print), CompiledSteps)
+
+
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="this torch has no name for it")
+def test_a_compiled_step_that_breaks_the_accelerator_is_not_taken_eagerly_after_it():
+    said = []
+    steps, (_, theta, x, y) = CompiledSteps(student_loss(NETWORK), said.append), one_step()
+
+    def broken(*arguments: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
+
+    steps._gradient = broken
+    with pytest.raises(WorkError, match=r"illegal memory access was encountered\).*engine\.compile: never"):
+        steps.gradient(theta, x, y)
+    assert said == []
 
 
 def test_bfloat16_that_is_emulated_is_said():

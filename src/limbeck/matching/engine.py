@@ -20,10 +20,8 @@ from limbeck.spec import Engine, Precision
 # Operations of a step in forward passes: the gradient is one forward and two backward, the replay's products eight.
 GRADIENT_FORWARDS, PRODUCT_FORWARDS = 3, 8
 
-# Eager rate in FLOP/s a CPU thread, and on an accelerator (a low guess; not measured), and the work in seconds from
-# which a minute of compiling is worth a fifth of it.
-_CPU_THREAD_RATE, _ACCELERATOR_RATE = 3.5e10, 1e13
-_CPU_WORTH, _ACCELERATOR_WORTH = 600.0, 180.0
+# Eager rate in FLOP/s a CPU thread, and the work in seconds from which a minute of compiling is worth a fifth of it.
+_THREAD_RATE, _WORTH = 3.5e10, 600.0
 _MOST_TOGETHER = 16
 
 
@@ -44,19 +42,22 @@ class Work:
             self.network(theta, images)
         return int(counter.get_total_flops())
 
-    def seconds(self, device: torch.device) -> float:
-        """A rough estimate of the time, taken eagerly."""
-        rate = _ACCELERATOR_RATE if device.type == "cuda" else _CPU_THREAD_RATE * torch.get_num_threads()
-        return self.forwards * self.forward_flops() / rate
+    def seconds(self) -> float:
+        """A rough estimate of the time on the CPU, taken eagerly."""
+        return self.forwards * self.forward_flops() / (_THREAD_RATE * torch.get_num_threads())
 
 
 def choose_steps(work: Work, precision: Precision, engine: Engine, device: torch.device, say: Say) -> Steps:
-    """Compiled steps where the work is long enough to repay compiling, or as the spec says; else eager ones."""
+    """Compiled steps where the work is long enough to repay compiling, or as the spec says; else eager ones.
+
+    On an accelerator only where the spec says so: at the paper's size a compiled second derivative has read memory that
+    is not its own there, after which nothing more can be computed in the process.
+    """
     if precision == "bfloat16" and not has_bfloat16(device):
         say("this machine computes bfloat16 by emulation: slower than float32")
     loss = student_loss(work.network, precision)
-    worth = _ACCELERATOR_WORTH if device.type == "cuda" else _CPU_WORTH
-    if engine.compile == "always" or (engine.compile == "auto" and work.seconds(device) >= worth):
+    worth = device.type == "cpu" and work.seconds() >= _WORTH
+    if engine.compile == "always" or (engine.compile == "auto" and worth):
         say("the training step is compiled first: about a minute, less where the compiler's cache has it")
         return CompiledSteps(loss, say)
     return Steps(loss)

@@ -20,8 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from limbeck.errors import WorkError
 from limbeck.nn.flat import FlatNetwork
 from limbeck.spec import Precision
+
+# after these the device's memory cannot be relied on; torch before 2.8 has no name for them
+_DEVICE_ERROR: type[Exception] | tuple[()] = getattr(torch, "AcceleratorError", ())
 
 Say = Callable[[str], None]
 
@@ -176,6 +180,11 @@ class CompiledSteps(Steps):
                 warnings.simplefilter("ignore")  # the compiler's, of its own parts
                 result = (trial or compiled)(*arguments)
         except Exception as error:  # the compiler's own errors have no common type
+            if isinstance(error, _DEVICE_ERROR):
+                raise WorkError(
+                    f"a compiled training step failed on the accelerator ({str(error).strip().splitlines()[0]}), which "
+                    "ends what this process can do there; set spec.execution.engine.compile: never and run it again"
+                ) from error
             self._failed = True
             reason = str(error).strip().splitlines() or [""]
             said = f"{type(error).__name__}: {reason[0][:200]}"
