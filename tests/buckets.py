@@ -19,11 +19,18 @@ KEY, SECRET = "limbeck-test-key", "limbeck-test-secret"
 
 
 @contextmanager
-def google(bucket: str = "bucket") -> Iterator[str]:
-    """The URL of an empty bucket; the environment names its server inside the block."""
+def google_server() -> Iterator[FakeGCSServer]:
+    """The server; the environment names it inside the block."""
     with FakeGCSServer() as server:
         # it tells of every request on a pipe that nobody reads, and stops when that is full
         Thread(target=deque, args=(server._process.stderr, 0), daemon=True).start()
+        yield server
+
+
+@contextmanager
+def google(bucket: str = "bucket") -> Iterator[str]:
+    """The URL of an empty bucket; the environment names its server inside the block."""
+    with google_server():
         files, _ = PLAIN.open(f"gs://{bucket}")
         files.mkdir(bucket)
         yield f"gs://{bucket}"

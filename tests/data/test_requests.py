@@ -55,7 +55,7 @@ def shards(root):
 
 
 FORMS = {  # and the most requests of listing and of reading
-    "zip": (lambda root: write_zip(root / "x.zip", IMAGES, 0), 8, 4),
+    "zip": (lambda root: write_zip(root / "x.zip", IMAGES, 0), 10, 4),
     "tar": (lambda root: write_tar(root / "x.tar", IMAGES), 36, 4),
     "webdataset": (lambda root: shards(root / "w"), 42, 4),
     "parquet": (lambda root: parquet(root / "x.parquet"), 10, 6),
@@ -107,7 +107,7 @@ def test_a_file_that_vanishes_after_the_listing_is_a_bad_image_on_a_store_too(tm
     assert found[1] == b"2"
 
 
-@pytest.mark.parametrize("uri", ["gs://limbeck-nowhere/x", "gs://limbeck-nowhere", "gs://limbeck-tests/nowhere.zip"])
+@pytest.mark.parametrize("uri", ["gs://limbeck-nowhere/x", "gs://limbeck-nowhere", "gs://bucket/nowhere.zip"])
 def test_a_bucket_or_object_that_is_not_there_is_said_in_one_line(bucket, uri):
     with pytest.raises(InputError) as caught:
         open_source(uri).listing()

