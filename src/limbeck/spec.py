@@ -638,13 +638,13 @@ class StorageOption(Section):
 
     name: str = Field(
         min_length=1,
-        max_length=100,
+        max_length=64,
         pattern="^[A-Za-z_][A-Za-z0-9_]*$",
         description="Argument of the fsspec filesystem, such as key, secret, token, endpoint_url.",
     )
     value: str | None = Field(
         None,
-        max_length=1000,
+        max_length=256,
         description="The value itself, read as JSON where it is JSON (true, 30, an object), else as text; never a "
         "secret.",
     )
@@ -692,7 +692,7 @@ class StorageOptions(Section):
     """How the places whose URLs begin with a prefix are reached, where the usual credentials are not enough."""
 
     prefix: Uri = Field(description="Beginning of the URLs, such as s3://bucket/; of several that fit, the longest.")
-    options: list[StorageOption] = Field(min_length=1, max_length=50, description="Arguments of the filesystem.")
+    options: list[StorageOption] = Field(min_length=1, max_length=16, description="Arguments of the filesystem.")
 
     @model_validator(mode="after")
     def _names_once(self) -> StorageOptions:
@@ -721,7 +721,7 @@ class Execution(Section):
     engine: Engine = Field(default_factory=Engine, description="How training steps are computed.")
     storage_options: list[StorageOptions] = Field(
         default_factory=list[StorageOptions],
-        max_length=100,
+        max_length=16,
         description="How buckets are reached, where the usual credentials of a machine or pod are not enough.",
     )
     cache_size: Quantity | None = Field(

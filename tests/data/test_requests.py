@@ -119,15 +119,15 @@ def test_what_s3_refuses_is_said_in_one_line(tmp_path, monkeypatch):
     with amazon() as (url, access):
         shelf = Shelf(url, access)
         uri = shelf.put(write_tree(tmp_path / "t", {"a.png": b"x"}))
-        endpoint = access.entries[0].options["endpoint_url"]
+        endpoint = access.entries[0].options[0]
         with pytest.raises(InputError, match="s3://limbeck-nowhere/x: no such bucket or object"):
             open_source("s3://limbeck-nowhere/x", access=access).listing()
-        nobody = Access((StorageOptions(prefix="s3://", options={"endpoint_url": endpoint}),))
+        nobody = Access((StorageOptions(prefix="s3://", options=[endpoint]),))
         with pytest.raises(InputError, match="Unable to locate credentials") as caught:
             open_source(uri, access=nobody).listing()
         assert "\n" not in str(caught.value)
         monkeypatch.delenv("LIMBECK_TEST_S3_SECRET")
-        with pytest.raises(InputError, match=r"spec.execution.storageOptions\[0\].options.secret"):
+        with pytest.raises(InputError, match=r"spec.execution.storageOptions\[0\].options\[2\]"):
             open_source(uri, access=access).listing()
 
 
@@ -151,7 +151,7 @@ def test_who_may_not_read_a_bucket_is_told_so_in_one_line():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         values = {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "token": "anon"}
-        options = {name: StorageOption(value=value) for name, value in values.items()}
+        options = [StorageOption(name=name, value=value) for name, value in values.items()]
         access = Access((StorageOptions(prefix="gs://somebody-elses", options=options),))
         with pytest.raises(InputError) as caught:
             open_source("gs://somebody-elses/pictures", access=access).listing()
