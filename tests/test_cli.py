@@ -68,6 +68,26 @@ def test_what_needs_no_torch_does_not_import_it(tmp_path, arguments):
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("arguments", [["fingerprint", "SPEC"], ["validate", "SPEC"]])
+def test_a_look_at_the_sources_takes_a_small_pod(tmp_path, arguments):
+    """Every schedule looks before every run: torch and MLflow alone would take half a gigabyte."""
+    pictures = write_tree(tmp_path / "pictures", six_images())
+    changes = {"source": {"uri": str(pictures)}, "distill": {"size": 4}, "evaluate": {"tasks": []}}
+    spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", changes)
+    arguments = [str(spec) if argument == "SPEC" else argument for argument in arguments]
+    program = (
+        "import re, sys; from limbeck import cli\n"
+        f"sys.argv = {['limbeck', *arguments]!r}\n"
+        "try:\n    cli.main()\n"
+        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "found = {'torch', 'mlflow', 'sklearn', 'matplotlib', 'tenacity', 'gcsfs'} & set(sys.modules)\n"
+        "assert not found, found\n"
+        "peak = int(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1])\n"
+        "assert peak < 300 * 1024, f'{peak} KiB'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
 def test_the_version_and_the_schema_are_printed(limbeck):
     assert limbeck("--version").out == f"limbeck {__version__}\n"
     assert limbeck("schema").out == json_schema()

@@ -1,4 +1,7 @@
-"""Checks of a spec against its data: before any work, from listings alone, and again when all images were read."""
+"""Checks of a spec against its data: before any work, from listings alone, and again when all images were read.
+
+Nothing here imports torch unless it is needed: a look at whether a source has changed runs often, in a small pod.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,9 @@ from importlib.util import find_spec
 from itertools import product
 
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.distilled import DistilledSet
 from limbeck.data.sources import Source, open_source
 from limbeck.errors import InputError
-from limbeck.spec import DistillationSpec, OnBadImage, SourceFormat, StageName
-from limbeck.ssl.teachers import TIMM
+from limbeck.spec import TIMM, DistillationSpec, OnBadImage, SourceFormat, StageName
 from limbeck.storage import Access
 from limbeck.store import json_digest
 from limbeck.tracking.comparison import ACCURACY, GAP
@@ -207,6 +208,8 @@ def _check_warm_start(spec: DistillationSpec, uri: str, size: int, start: Regist
     if start is not None:
         shape = start.shape
     else:
+        from limbeck.data.distilled import DistilledSet
+
         try:
             shape = tuple(DistilledSet.load(uri, Access.of(spec)).images.shape)
         except InputError as error:

@@ -32,6 +32,7 @@ Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([numkKMGTPE]|[KMGTP
 
 REGISTERED = "models:/"  # what the URI of a registered set begins with
 PINNED = r"models:/[^/@]+/[1-9][0-9]{0,8}"  # one version of one
+TIMM = "timm:"  # and that of a model of timm's
 
 SourceFormat = Literal["auto", "images", "zip", "tar", "webdataset", "npz", "npy", "parquet", "cifar", "digits"]
 Architecture = Literal["convnet", "resnet10", "resnet18"]

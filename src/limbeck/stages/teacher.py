@@ -16,8 +16,8 @@ from limbeck.data.feed import Examples
 from limbeck.errors import InputError, WorkError
 from limbeck.nn.encoders import EncoderConfig, build_encoder
 from limbeck.seeding import generator
-from limbeck.spec import Adam, Teacher
-from limbeck.ssl.teachers import TIMM, TeacherRecord, import_teacher, save_teacher
+from limbeck.spec import TIMM, Adam, Teacher
+from limbeck.ssl.teachers import TeacherRecord, import_teacher, save_teacher
 from limbeck.stages.task import StageTask
 from limbeck.storage import Access
 
