@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import struct
@@ -86,6 +87,28 @@ def test_a_look_at_the_sources_takes_a_small_pod(tmp_path, arguments):
         "assert peak < 300 * 1024, f'{peak} KiB'\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("raised", "lines"),
+    [
+        ("RuntimeError('no: https://ana:hunter22@example.org/a?sig=s3cr3t')", None),
+        ("OSError('Forbidden: https://example.org/a?sig=s3cr3t')", 1),
+        ("ConnectionError('https://ana:hunter22@example.org')", 1),
+    ],
+)
+def test_what_nobody_has_thought_of_is_said_without_credentials(tmp_path, raised, lines):
+    program = (
+        "import sys; from limbeck import cli, specfile\n"
+        f"def read(*arguments): raise {raised}\n"
+        "specfile.read_spec = read; sys.argv = ['limbeck', 'run', 'x.yaml']; cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "example.org" in done.stderr
+    said = [line for line in done.stderr.splitlines() if "def read" not in line]
+    assert not {"hunter22", "s3cr3t"} & set(re.findall(r"\w+", "\n".join(said)))
+    assert lines is None or len(said) == lines
 
 
 def test_the_version_and_the_schema_are_printed(limbeck):

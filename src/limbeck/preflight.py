@@ -15,6 +15,7 @@ from itertools import product
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.sources import Source, open_source
 from limbeck.errors import InputError
+from limbeck.patience import patiently
 from limbeck.spec import TIMM, DistillationSpec, OnBadImage, SourceFormat, StageName
 from limbeck.storage import Access
 from limbeck.store import json_digest
@@ -225,7 +226,7 @@ def outside_digests(stage: StageName, spec: DistillationSpec, start: RegisteredS
 
     Raises:
         InputError: it is not there.
-        WorkError: MLflow does not say what the set to start from is.
+        WorkError: MLflow does not say what the set to start from is, or the storage does not answer.
     """
     if stage == "distill":
         start = start or registered_start(spec)
@@ -240,8 +241,13 @@ def outside_digests(stage: StageName, spec: DistillationSpec, start: RegisteredS
         filesystem, path = Access.of(spec).open(uri)
         if stage == "teacher" and filesystem.isdir(path):
             raise InputError(where, f"{uri} is a folder", "a .safetensors, .pt or TorchScript file, or timm:NAME")
-        files = sorted(filesystem.find(path))
-        digests = [[file.removeprefix(path), hashlib.sha256(filesystem.cat_file(file)).hexdigest()] for file in files]
+        files = sorted(patiently(f"{where}: listing {uri}", lambda: filesystem.find(path)))
+
+        def digest(file: str) -> str:
+            content = patiently(f"{where}: reading {uri}", lambda: filesystem.cat_file(file))
+            return hashlib.sha256(content).hexdigest()
+
+        digests = [[file.removeprefix(path), digest(file)] for file in files]
     except (ValueError, OSError) as error:
         raise InputError(where, f"{uri}: {error}", "a path or an fsspec URL") from None
     if not files:

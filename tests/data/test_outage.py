@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from limbeck.data.distilled import DistilledSet
 from limbeck.data.sources import Source, open_source
 from limbeck.errors import WorkError
 from limbeck.patience import Retries
+from limbeck.preflight import outside_digests
 from tests.data.making import encoded, noise, write_zip
+from tests.stages.tiny import distillation
 
 FILES = {f"cat/{index:02d}.png": encoded(noise(index, 64)) for index in range(60)}
 
@@ -78,3 +81,22 @@ def test_a_read_that_fails_once_is_made_again(archive, monkeypatch, after):
     failing = Failing(monkeypatch, after, always=False)
     assert everything(open_source(archive)) == expected
     assert failing.failed == 1
+
+
+@pytest.mark.parametrize("what", ["teacher", "set"])
+def test_an_outage_is_no_missing_teacher_and_no_missing_set(tmp_path, monkeypatch, what):
+    def away(*arguments: object, **options: object) -> bytes:
+        raise OSError(errno.ETIMEDOUT, "timed out")
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file(f"/{tmp_path.name}/teacher.pt", b"x")
+    monkeypatch.setattr("limbeck.patience.patiently.__defaults__", (Retries(attempts=3, first=0.01, longest=0.01),))
+    monkeypatch.setattr(type(memory), "cat_file", away)
+    imported = {"algorithm": "pretrained", "checkpoint": f"memory://{tmp_path.name}/teacher.pt"}
+    spec = distillation("out", {"teacher": imported}).spec
+    asked = {
+        "set": lambda: DistilledSet.load(f"memory://{tmp_path.name}"),
+        "teacher": lambda: outside_digests("teacher", spec),
+    }
+    with pytest.raises(WorkError, match="tried 3 times"):
+        asked[what]()
