@@ -686,6 +686,8 @@ class StorageOption(Section):
             return self.value
 
 
+# An API server takes no rule that could be dear for as many options as there may be: that no secret is among them.
+_MOST_PLACES, _MOST_OPTIONS = 10, 20
 NO_SECRETS = ("", "anon", "cloud", "google_default")  # what gcsfs takes for a token that is none
 
 
@@ -693,7 +695,9 @@ class StorageOptions(Section):
     """How the places whose URLs begin with a prefix are reached, where the usual credentials are not enough."""
 
     prefix: Uri = Field(description="Beginning of the URLs, such as s3://bucket/; of several that fit, the longest.")
-    options: list[StorageOption] = Field(min_length=1, max_length=50, description="Arguments of the filesystem.")
+    options: list[StorageOption] = Field(
+        min_length=1, max_length=_MOST_OPTIONS, description="Arguments of the filesystem."
+    )
 
     @model_validator(mode="after")
     def _names_once(self) -> StorageOptions:
@@ -722,7 +726,7 @@ class Execution(Section):
     engine: Engine = Field(default_factory=Engine, description="How training steps are computed.")
     storage_options: list[StorageOptions] = Field(
         default_factory=list[StorageOptions],
-        max_length=100,
+        max_length=_MOST_PLACES,
         description="How buckets are reached, where the usual credentials of a machine or pod are not enough.",
     )
     cache_size: Quantity | None = Field(
