@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import struct
@@ -66,6 +67,48 @@ def test_what_needs_no_torch_does_not_import_it(tmp_path, arguments):
         "assert not found, found\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("arguments", [["fingerprint", "SPEC"], ["validate", "SPEC"]])
+def test_a_look_at_the_sources_takes_a_small_pod(tmp_path, arguments):
+    """Every schedule looks before every run: torch and MLflow alone would take half a gigabyte."""
+    pictures = write_tree(tmp_path / "pictures", six_images())
+    changes = {"source": {"uri": str(pictures)}, "distill": {"size": 4}, "evaluate": {"tasks": []}}
+    spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", changes)
+    arguments = [str(spec) if argument == "SPEC" else argument for argument in arguments]
+    program = (
+        "import re, sys; from limbeck import cli\n"
+        f"sys.argv = {['limbeck', *arguments]!r}\n"
+        "try:\n    cli.main()\n"
+        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "found = {'torch', 'mlflow', 'sklearn', 'matplotlib', 'tenacity', 'gcsfs'} & set(sys.modules)\n"
+        "assert not found, found\n"
+        "peak = int(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1])\n"
+        "assert peak < 300 * 1024, f'{peak} KiB'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("raised", "lines"),
+    [
+        ("RuntimeError('no: https://ana:hunter22@example.org/a?sig=s3cr3t')", None),
+        ("OSError('Forbidden: https://example.org/a?sig=s3cr3t')", 1),
+        ("ConnectionError('https://ana:hunter22@example.org')", 1),
+    ],
+)
+def test_what_nobody_has_thought_of_is_said_without_credentials(tmp_path, raised, lines):
+    program = (
+        "import sys; from limbeck import cli, specfile\n"
+        f"def read(*arguments): raise {raised}\n"
+        "specfile.read_spec = read; sys.argv = ['limbeck', 'run', 'x.yaml']; cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "example.org" in done.stderr
+    said = [line for line in done.stderr.splitlines() if "def read" not in line]
+    assert not {"hunter22", "s3cr3t"} & set(re.findall(r"\w+", "\n".join(said)))
+    assert lines is None or len(said) == lines
 
 
 def test_the_version_and_the_schema_are_printed(limbeck):

@@ -173,7 +173,7 @@ def _errors(what: str, spec: str) -> Iterator[None]:
     except Stopped:
         _fail(f"{what}: stopped", spec, 1)
     except Exception as error:
-        traceback.print_exc()
+        sys.stderr.write(redact_url(traceback.format_exc()))
         _fail(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}", spec, 1)
 
 

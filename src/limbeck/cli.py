@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -368,11 +369,20 @@ def main() -> None:
         _fail(f"limbeck: {error.format_message()} See limbeck --help.", 2)
     except (WorkError, Stopped) as error:
         _fail(str(error), 1)
-    except OSError as error:
-        if error.errno is None:
-            raise
+    except Exception as error:
+        _fail(_in_words(error), 1)
+
+
+def _in_words(error: Exception) -> str:
+    """A line for what the system or a storage refuses; a traceback for what nobody has thought of."""
+    from limbeck.patience import is_denied, is_transient, reason_of
+
+    if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror}", 1)
+        return f"{where}{error.strerror}"
+    if is_denied(error) or is_transient(error):
+        return reason_of(error)
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Checks of a spec against its data: before any work, from listings alone, and again when all images were read."""
+"""Checks of a spec against its data: before any work, from listings alone, and again when all images were read.
+
+Nothing here imports torch unless it is needed: a look at whether a source has changed runs often, in a small pod.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,10 @@ from importlib.util import find_spec
 from itertools import product
 
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.distilled import DistilledSet
 from limbeck.data.sources import Source, open_source
 from limbeck.errors import InputError
-from limbeck.spec import DistillationSpec, OnBadImage, SourceFormat, StageName
-from limbeck.ssl.teachers import TIMM
+from limbeck.patience import patiently
+from limbeck.spec import TIMM, DistillationSpec, OnBadImage, SourceFormat, StageName
 from limbeck.storage import Access
 from limbeck.store import json_digest
 from limbeck.tracking.comparison import ACCURACY, GAP
@@ -207,6 +209,8 @@ def _check_warm_start(spec: DistillationSpec, uri: str, size: int, start: Regist
     if start is not None:
         shape = start.shape
     else:
+        from limbeck.data.distilled import DistilledSet
+
         try:
             shape = tuple(DistilledSet.load(uri, Access.of(spec)).images.shape)
         except InputError as error:
@@ -222,7 +226,7 @@ def outside_digests(stage: StageName, spec: DistillationSpec, start: RegisteredS
 
     Raises:
         InputError: it is not there.
-        WorkError: MLflow does not say what the set to start from is.
+        WorkError: MLflow does not say what the set to start from is, or the storage does not answer.
     """
     if stage == "distill":
         start = start or registered_start(spec)
@@ -237,8 +241,13 @@ def outside_digests(stage: StageName, spec: DistillationSpec, start: RegisteredS
         filesystem, path = Access.of(spec).open(uri)
         if stage == "teacher" and filesystem.isdir(path):
             raise InputError(where, f"{uri} is a folder", "a .safetensors, .pt or TorchScript file, or timm:NAME")
-        files = sorted(filesystem.find(path))
-        digests = [[file.removeprefix(path), hashlib.sha256(filesystem.cat_file(file)).hexdigest()] for file in files]
+        files = sorted(patiently(f"{where}: listing {uri}", lambda: filesystem.find(path)))
+
+        def digest(file: str) -> str:
+            content = patiently(f"{where}: reading {uri}", lambda: filesystem.cat_file(file))
+            return hashlib.sha256(content).hexdigest()
+
+        digests = [[file.removeprefix(path), digest(file)] for file in files]
     except (ValueError, OSError) as error:
         raise InputError(where, f"{uri}: {error}", "a path or an fsspec URL") from None
     if not files:

@@ -28,11 +28,14 @@ _PARAMETER = re.compile(r"(?P<before>[?&;#])(?P<name>[^\s=&;#?]+)=(?P<value>(?:[
 # What names have in them whose values are secrets, of URL parameters and of options of a filesystem, or end with.
 _PARTS = (
     "token|secret|signature|passw|passphrase|pwd|credential|session"
-    "|api[-_.]?key|access[-_.]?(?:key|id)|account[-_.]?key"
+    "|connection[-_.]?string|api[-_.]?key|access[-_.]?(?:key|id)|account[-_.]?key"
 )
 _LAST = "sig|key|auth|authorization|jwt|code"
 SECRET_NAME = f"(?i)(?:{_PARTS}|(?:^|[-_.])(?:{_LAST})$)"
-SECRET_INSIDE = rf'(?i)"(?:[^"]*(?:{_PARTS})[^"]*|(?:[^"]*[-_.])?(?:{_LAST}))"\s*:\s*"[^"]'  # a JSON object
+SECRET_INSIDE = (
+    rf'(?i)"(?:[^"]*(?:{_PARTS})[^"]*|(?:[^"]*[-_.])?(?:{_LAST}))"\s*:\s*"[^"]'  # of a JSON object
+    r'|://[^\s/@"]*:[^\s/@"]+@|[?&;][^\s=&;?]*(?:sig|key|token|signature|password)='  # of a URL
+)
 _SECRET_NAME = re.compile(SECRET_NAME)
 
 

@@ -14,16 +14,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
 from limbeck.data.distilled_files import TENSORS
 from limbeck.errors import InputError
 from limbeck.spec import DistillationSpec
-from limbeck.stages.task import Workshop
 from limbeck.store import Identity, Result
 from limbeck.tracking.place import require
 from limbeck.tracking.registered import RegisteredSet
+
+if TYPE_CHECKING:  # it needs torch
+    from limbeck.stages.task import Workshop
 
 FIELD = "spec.distill.warmStart"
 _STAGE, _VERSION = "start", 1  # where it lies in the store, and how

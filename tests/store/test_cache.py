@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from limbeck.store import Identity
 from limbeck.store.cache import Cache
+from limbeck.store.files import take_away
 from tests.store.places import Place, commit
 
 SIZE = 100_000
@@ -73,6 +76,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from limbeck.store.cache import Cache
+from limbeck.store.files import take_away
 cache = Cache(Path(sys.argv[1]), 0)
 cache.use(sys.argv[2], 1)
 print("held", flush=True)
@@ -105,3 +109,36 @@ def test_a_mapped_file_stays_valid_when_its_result_goes(place, tmp_path):
     store.find("teacher", identity("b").key)
     assert here(store) == {"b"}
     assert bytes(mapped) == b"a" * SIZE
+
+
+def test_results_that_others_take_away_meanwhile_are_passed_over(place, tmp_path, monkeypatch):
+    found = Cache._results
+
+    def before_some_went(cache: Cache) -> list[Path]:
+        lying = list(found(cache))
+        shutil.rmtree(lying[0])
+        return lying
+
+    for name in "ab":
+        place.store(tmp_path).find("teacher", identity(name).key)
+    monkeypatch.setattr(Cache, "_results", before_some_went)
+    store = place.store(tmp_path, cache_size=SIZE)
+    store.find("teacher", identity("c").key)
+    assert here(store) == {"c"}
+
+
+def test_a_folder_is_taken_away_though_another_process_removes_the_trash(tmp_path, monkeypatch):
+    folder, trash = tmp_path / "folder", tmp_path / "trash"
+    folder.mkdir()
+    rename, tries = Path.rename, []
+
+    def after_the_trash_went(path: Path, target: Path) -> Path:
+        tries.append(path)
+        if len(tries) == 1:
+            trash.rmdir()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", after_the_trash_went)
+    take_away(folder, trash)
+    assert len(tries) == 2
+    assert not folder.exists()

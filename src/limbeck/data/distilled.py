@@ -19,6 +19,7 @@ from limbeck.checkpoint import save_tensors
 from limbeck.data.distilled_files import PREVIEW, RECORD, TENSORS
 from limbeck.errors import InputError
 from limbeck.nn.pretraining import Recipe
+from limbeck.patience import patiently
 from limbeck.storage import PLAIN, Access
 from limbeck.store import data_folder, file_digest, json_digest
 
@@ -87,6 +88,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
         Raises:
             InputError: there is no distilled set, or it is damaged.
+            WorkError: the storage does not answer.
         """
         where, whole = str(folder), "a whole copy of the set"
         try:
@@ -94,9 +96,8 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         except ValueError as error:
             raise InputError(where, str(error), "a path or an fsspec URL") from None
         try:
-            path = _folder(filesystem, path)
-            record = json.loads(filesystem.cat_file(f"{path}/{RECORD}"))
-            data = filesystem.cat_file(f"{path}/{TENSORS}")
+            text, data = patiently(f"reading {where}", lambda: _files(filesystem, path))
+            record = json.loads(text)
             if record.pop("digest") != json_digest(record):
                 raise InputError(where, f"{RECORD} was altered (its digest differs)", whole)
             if hashlib.sha256(data).hexdigest() != record["sha256"]:
@@ -118,11 +119,14 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             raise InputError(where, f"the distilled set is damaged ({error})", whole) from None
 
 
-def _folder(filesystem: Any, path: str) -> str:
-    """Where the files of a set are: in the folder itself, or where the manifest of a store's result says."""
-    if filesystem.exists(f"{path}/{RECORD}"):
-        return path
-    return data_folder(filesystem, path)
+def _files(filesystem: Any, path: str) -> tuple[bytes, bytes]:
+    """Record and tensors of a set: of the folder itself, or where the manifest of a store's result says."""
+    try:
+        record = filesystem.cat_file(f"{path}/{RECORD}")  # no question before it: an outage would be no as well
+    except (FileNotFoundError, NotADirectoryError):
+        path = data_folder(filesystem, path)
+        record = filesystem.cat_file(f"{path}/{RECORD}")
+    return record, filesystem.cat_file(f"{path}/{TENSORS}")
 
 
 def viewable(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

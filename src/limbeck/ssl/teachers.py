@@ -21,8 +21,8 @@ from torch.nn import functional
 from limbeck.checkpoint import save_tensors
 from limbeck.errors import InputError
 from limbeck.nn.encoders import EncoderConfig, build_encoder
+from limbeck.spec import TIMM
 
-TIMM = "timm:"
 _WHERE = "spec.teacher.checkpoint"
 
 

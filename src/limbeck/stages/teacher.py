@@ -15,9 +15,10 @@ from limbeck.data.dataset import ImageDataset
 from limbeck.data.feed import Examples
 from limbeck.errors import InputError, WorkError
 from limbeck.nn.encoders import EncoderConfig, build_encoder
+from limbeck.patience import patiently
 from limbeck.seeding import generator
-from limbeck.spec import Adam, Teacher
-from limbeck.ssl.teachers import TIMM, TeacherRecord, import_teacher, save_teacher
+from limbeck.spec import TIMM, Adam, Teacher
+from limbeck.ssl.teachers import TeacherRecord, import_teacher, save_teacher
 from limbeck.stages.task import StageTask
 from limbeck.storage import Access
 
@@ -46,7 +47,7 @@ def _fetch(checkpoint: str, task: StageTask) -> Path:
     try:
         filesystem, path = Access.of(task.spec).open(checkpoint)
         target = task.out / f"checkpoint-imported{Path(path).suffix}"
-        filesystem.get_file(path, str(target))
+        patiently(f"reading {checkpoint}", lambda: filesystem.get_file(path, str(target)))
     except FileNotFoundError:
         raise InputError("spec.teacher.checkpoint", f"{checkpoint} does not exist", "a file or timm:NAME") from None
     except ValueError as error:

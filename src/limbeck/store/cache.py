@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from limbeck.errors import WorkError
-from limbeck.store.files import locked, take, take_away
+from limbeck.store.files import locked, set_aside, take, take_away
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _PATIENCE = 600.0  # seconds for a lock that is held for moments
@@ -45,7 +45,7 @@ class Cache:
         with self._locked():
             self._list(place)
             victims = self._victims(place, size)
-            gone = [self._set_aside(victim) for victim in victims]
+            gone = [set_aside(victim, self._trash) for victim in victims]
         for path in gone:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -79,7 +79,7 @@ class Cache:
             self._users.mkdir(parents=True, exist_ok=True)
             path = self._users / uuid.uuid4().hex
             self._uses = path.open("w")
-            assert take(self._uses, path)
+            take(self._uses, path)
         if place not in self._listed:
             self._uses.write(f"{place}\n")
             self._uses.flush()
@@ -87,7 +87,11 @@ class Cache:
 
     def _victims(self, place: str, size: int) -> list[Path]:
         """What is to go so that `size` bytes fit."""
-        sizes = {path: _size(path) for path in self._results()}
+        sizes, ages = dict[Path, int](), dict[Path, float]()
+        for path in self._results():
+            with suppress(FileNotFoundError):  # another process removes what it has found damaged
+                ages[path] = path.stat().st_mtime
+                sizes[path] = _size(path)
         total = sum(sizes.values())
         limit = self._limit if self._limit is not None else (total + shutil.disk_usage(self.folder).free) // 2
         needed = total + size - sizes.get(self.folder / place, 0) - limit
@@ -95,7 +99,7 @@ class Cache:
         if needed <= 0:
             return victims
         used = self._in_use()
-        for path in sorted(sizes, key=lambda path: path.stat().st_mtime):
+        for path in sorted(ages, key=lambda path: ages[path]):
             if needed <= 0:
                 break
             if path.relative_to(self.folder).as_posix() not in used:
@@ -112,16 +116,12 @@ class Cache:
         """What living stores use; the lists of those that are gone are removed."""
         used = set(self._listed)
         for path in self._users.iterdir():
-            with path.open() as handle:
+            with path.open("r+") as handle:  # NFS locks nothing that is open for reading alone
                 if take(handle, path):
                     path.unlink()
                 else:
                     used.update(handle.read().split())
         return used
-
-    def _set_aside(self, folder: Path) -> Path:
-        self._trash.mkdir(parents=True, exist_ok=True)
-        return folder.rename(self._trash / uuid.uuid4().hex)
 
 
 def cache_folder(url: str) -> Path:
@@ -132,7 +132,8 @@ def cache_folder(url: str) -> Path:
 
 def _size(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # a file that is just renamed
-            total += path.lstat().st_size
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with suppress(FileNotFoundError):  # it is just renamed
+                total += os.lstat(f"{place}/{name}").st_size
     return total

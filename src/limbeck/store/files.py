@@ -62,13 +62,19 @@ def flush_folder(folder: Path) -> None:
 
 def take_away(folder: Path, trash: Path) -> None:
     """Remove a folder, if it is there, at one moment; its files are deleted after."""
-    gone = trash / uuid.uuid4().hex
-    trash.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(set_aside(folder, trash), ignore_errors=True)
     with suppress(OSError):  # another process's are in it
         trash.rmdir()
+
+
+def set_aside(folder: Path, trash: Path) -> Path:
+    """Move a folder, if it is there, to a new name in another folder; that name."""
+    gone = trash / uuid.uuid4().hex
+    while os.path.lexists(folder):
+        trash.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has taken the folder away, or removed the trash
+            folder.rename(gone)
+    return gone
 
 
 @contextmanager

@@ -95,7 +95,8 @@ class NpySource:
 
     @cached_property
     def _header(self) -> _Header:
-        size = self._location.files.info(self._location.path)["size"]
+        location = self._location
+        size = location.patiently("looking at", lambda: location.files.info(location.path))["size"]
         with self._location.open() as file:
             header = _read_header(file, size, self.uri)
         _check_images(header, self.uri)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, Self, TypeVar, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -71,13 +71,14 @@ class Location:
 
         Raises:
             InputError: it is gone, or may not be read.
+            WorkError: the storage does not answer; reading from the file raises it, too.
         """
         options: dict[str, Any] = {}
         if self.is_object_store and block is not None:
             options = {"cache_type": "readahead", "block_size": block}
         try:
             found = self.patiently("opening", lambda: self.files.open(path or self.path, "rb", **options))
-            return cast("IO[bytes]", found)
+            return cast("IO[bytes]", found if self.is_local else _PatientFile(self, found))
         except (FileNotFoundError, PermissionError) as error:
             raise InputError(self.uri, f"cannot be opened: {error.strerror or error}") from error
 
@@ -95,6 +96,13 @@ class Location:
             WorkError: it failed again and again.
         """
         return work() if self.is_local else patiently(f"{self.uri}: {doing} it", work)
+
+    def is_folder(self, path: str) -> bool:
+        """Whether another path on the same filesystem is a directory; that the storage is away does not mean no."""
+        try:
+            return bool(self.patiently("looking at", lambda: self.files.info(path))["type"] == "directory")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def sha256(self, path: str | None = None) -> bytes:
         """The digest of the bytes of the file, or of another one on the same filesystem."""
@@ -128,6 +136,39 @@ class Location:
         """The error for a split that is not among those that exist."""
         allowed = f"its splits are {', '.join(splits[:20])}" if splits else "it has no splits: leave out the #"
         return InputError(self.uri, f"there is no split {self.split!r}", allowed)
+
+
+class _PatientFile:
+    """An open file elsewhere than on this machine, of which a read that fails for a moment is made again.
+
+    Else what parses the file would take an outage for damage.
+    """
+
+    def __init__(self, location: Location, file: Any) -> None:
+        self._location, self._file = location, file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._file.close()
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes from where the file stands, all that are left by default.
+
+        Raises:
+            WorkError: the storage failed again and again.
+        """
+        place = self._file.tell()
+
+        def again() -> bytes:
+            self._file.seek(place)
+            return bytes(self._file.read(size))
+
+        return self._location.patiently("reading", again)
 
 
 def stored_checksum(info: Mapping[str, Any]) -> bytes | None:

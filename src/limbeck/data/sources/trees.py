@@ -66,7 +66,7 @@ class TreeSource:
     @cached_property
     def _arrangement(self) -> Arrangement:
         location = self._location
-        if location.split is not None and not location.files.isdir(self._root):
+        if location.split is not None and not location.is_folder(self._root):
             raise location.no_such_split([name for name, is_folder in location.children().items() if is_folder])
         try:
             files = walk(location, self._root)

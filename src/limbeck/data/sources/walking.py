@@ -48,7 +48,9 @@ def walk(location: Location, root: str) -> Files:
             files.add(entry)
         return files
     page = _pages_of(location, root)
-    return _walk_plainly(location.files, root) if page is None else _walk_store(page)
+    if page is None:
+        return location.patiently("listing", partial(_walk_plainly, location.files, root))
+    return _walk_store(page)
 
 
 def _walk_local(root: str) -> Iterator[Entry]:
