@@ -64,7 +64,7 @@ WorkersOption = Annotated[
         "--workers",
         min=1,
         max=4096,
-        help="Ray workers for experts and for distill with several pairs: at execution.ray.address, or else here.",
+        help="Ray workers for ingest, experts, and distill with several pairs: at execution.ray.address, or else here.",
     ),
 ]
 

@@ -512,7 +512,7 @@ class RayCluster(Section):
 
 
 class Ray(Section):
-    """The Ray workers that experts, and distill with several pairs, are fanned out over."""
+    """The Ray workers that ingest, experts, and distill with several pairs are fanned out over."""
 
     address: Uri | None = Field(
         None,
@@ -533,7 +533,8 @@ class Ray(Section):
     )
     gpus_per_worker: Annotated[float, Field(ge=0.0, le=64.0)] | None = Field(
         None,
-        description="GPUs that a worker reserves; by default 1 where the cluster has any, a share on this machine.",
+        description="GPUs that a worker reserves; by default 1 where the cluster has any, a share on this machine. "
+        "Those of ingest reserve none.",
     )
     resources: dict[str, Annotated[float, Field(gt=0.0, le=1e15)]] = Field(
         default_factory=dict, description="Other Ray resources that a worker reserves."
@@ -714,7 +715,7 @@ class Execution(Section):
     )
     image: str | None = Field(None, min_length=1, max_length=500, description="Container image.")
     service_account: Name | None = Field(None, description="Service account of the pods.")
-    ray: Ray = Field(default_factory=Ray, description="The Ray workers that experts are fanned out over.")
+    ray: Ray = Field(default_factory=Ray, description="The Ray workers that ingest and experts are fanned out over.")
     checkpoint_seconds: float = Field(
         20.0, ge=0.0, le=86_400.0, description="Time between saves of what is being trained; a kill costs no more."
     )

@@ -19,12 +19,18 @@ MARK = "LIMBECK_TEST_MARK"
 class LimbeckProcess:
     """`limbeck ARGUMENTS`, started; all processes that it starts carry a mark in their environment."""
 
-    def __init__(self, *arguments: object, cwd: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        cwd: Path,
+        environment: dict[str, str] | None = None,
+        module: str = "limbeck.cli",
+    ) -> None:
         self.mark = uuid.uuid4().hex
         self._err = cwd / f"stderr-{self.mark}"
         with self._err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "limbeck.cli", *map(str, arguments)],
+                [sys.executable, "-m", module, *map(str, arguments)],
                 cwd=cwd,
                 stdout=subprocess.PIPE,
                 stderr=err,

@@ -115,7 +115,9 @@ class Driver(_Work):
 
         settings, total = self._settings, ray.cluster_resources()
         gpus, cards = settings.gpus_per_worker, total.get("GPU", 0.0)
-        if gpus is None:
+        if self._job.parts is not None:  # images are decoded by the CPU
+            gpus = 0.0
+        elif gpus is None:
             gpus = min(1.0, cards)
             if self._job.address is None:  # all the workers of this machine share its cards
                 gpus = min(gpus, cards / self._job.most)
@@ -234,7 +236,7 @@ class Driver(_Work):
         stopped = self._stop.is_set()
         if failures and not stopped:
             return Ended(untrained=look.untrained, error=_cause(failures[0]))
-        return Ended(untrained=look.untrained, stopped=stopped, error=look.error)
+        return Ended(untrained=look.untrained, stopped=stopped, error=look.error, where=look.where)
 
     def _look(self, board: ActorHandle[Any]) -> Any:
         """Pass on what the board shows."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from limbeck.spec import DistillationSpec
 
 EVENT = "limbeck-event: "  # what a line of the driver's output begins with, among whatever else is printed there
 TOKEN_ADVICE = "it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"  # noqa: S105
+FOLDER_MARK = ".ray"  # the file of a folder by which workers know that it is the command's
 STOP = "stop"  # the line that asks the driver to stop at the next safe point
 
 
@@ -34,6 +37,30 @@ class Made(_Message):
     inputs: dict[str, str]
 
 
+class Parts(_Message):
+    """Parts of a dataset to make, as `limbeck.data.plan` numbers them. A worker lists the source itself."""
+
+    uri: str
+    format: str
+    fingerprint: str  # of the source, as the command has seen it
+    limit: int | None
+    ranges: list[tuple[int, int]]  # their numbers, from the first of each to before the second
+    folder: str  # of the store: where they go
+    mark: str  # what the folder's FOLDER_MARK says; who reads something else there is in another folder of that name
+
+    @property
+    def numbers(self) -> list[int]:
+        """All of them, ascending."""
+        return [number for first, end in self.ranges for number in range(first, end)]
+
+
+def ranges_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as ranges, from the first of each to before the second: there may be very many."""
+    array = np.asarray(numbers)
+    breaks = np.flatnonzero(np.diff(array) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(array, breaks) if len(run)]
+
+
 class Job(_Message):
     """What the workers are to do, and where."""
 
@@ -41,8 +68,9 @@ class Job(_Message):
     store: str  # URL or absolute path
     folder: str  # the command's working directory, which relative paths of the spec refer to
     inputs: dict[str, Place]
-    experts: list[int]  # to train; or, when there are none, ...
-    result: Made | None  # ... the result of distill to make together
+    experts: list[int] = []  # to train; ...
+    result: Made | None = None  # ... or the result of distill to make together; ...
+    parts: Parts | None = None  # ... or the parts of a dataset to make
     name: str  # of the stage
     version: str  # limbeck's
     address: str | None  # of the cluster; None: Ray is started here, and ended

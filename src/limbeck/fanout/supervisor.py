@@ -20,8 +20,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from limbeck.data.dataset import ImageDataset
+from limbeck.data.plan import Plan
 from limbeck.errors import InputError, WorkError
 from limbeck.fanout.messages import (
+    FOLDER_MARK,
     STOP,
     TOKEN_ADVICE,
     Connected,
@@ -30,9 +32,11 @@ from limbeck.fanout.messages import (
     Event,
     Job,
     Made,
+    Parts,
     Place,
     Progress,
     Said,
+    ranges_of,
     read_event,
 )
 from limbeck.interrupt import Stopped, StopRequest
@@ -41,7 +45,8 @@ from limbeck.progress import Bar
 from limbeck.progress import Progress as Display
 from limbeck.spec import DistillationSpec
 from limbeck.stages.task import StageTask, Untrained
-from limbeck.store import Identity, Store
+from limbeck.storage import REMOTE, scheme_of
+from limbeck.store import Identity, Result, Store
 from limbeck.threads import expert_threads
 from limbeck.version import __version__
 
@@ -56,6 +61,8 @@ _CONNECT_SECONDS = 90.0  # to a cluster that listens and reacts: its head may be
 _LOCAL_SECONDS = 180.0  # of a Ray on this machine, which may be busy
 _STOP_SECONDS = 60.0
 _END_SECONDS = 15.0
+# so many are ingested sooner by workers: of a Ray that is started for it, and of a cluster that runs
+_ENOUGH_IMAGES_HERE, _ENOUGH_IMAGES_THERE = 50_000, 10_000
 _MARK = "LIMBECK_FANOUT"  # in the environment of everything that is started here
 
 
@@ -86,6 +93,38 @@ class RayFanout:
         if self._address is not None:
             _knock(self._address)
 
+    def parts(self, task: StageTask, plan: Plan, missing: Sequence[int], earlier: Result | None) -> None:
+        """See `limbeck.stages.task.Fanout`."""
+        if not self._pays(plan, missing):
+            return
+        mark = task.out / FOLDER_MARK
+        mark.write_text(secrets.token_hex(16))
+        self._store.keep(mark)
+        parts = Parts(
+            uri=plan.source.uri,
+            format=plan.source.format,
+            fingerprint=plan.fingerprint,
+            limit=plan.limit,
+            ranges=ranges_of(missing),
+            folder=self._store.name_of(task.out),
+            mark=mark.read_text(),
+        )
+        inputs = {} if earlier is None or plan.reused is None else {"earlier": earlier}
+        job = self._job(task, "ingest", inputs=inputs, most=len(missing), parts=parts)
+        total = len(plan.wanted)
+        with task.shop.progress.bar("ingest", total, "images", total - plan.images(missing)) as bar:
+            self._run(job, bar)
+
+    def _pays(self, plan: Plan, missing: Sequence[int]) -> bool:
+        """Whether workers make these parts sooner, or at all."""
+        scheme = scheme_of(plan.source.uri)
+        if plan.source.single_pass or scheme == "memory":
+            return False
+        if self._address is None:
+            return plan.unread(missing) >= _ENOUGH_IMAGES_HERE
+        # elsewhere than in a bucket they may not see it, and would have to read it all to know that it is the same
+        return scheme in REMOTE and plan.unread(missing) >= _ENOUGH_IMAGES_THERE
+
     def experts(self, task: StageTask, indices: Sequence[int]) -> list[Untrained]:
         """See `limbeck.stages.task.Fanout`."""
         spec = task.spec
@@ -111,19 +150,28 @@ class RayFanout:
             self._run(job, bar)
 
     def _job(
-        self, task: StageTask, name: str, *, most: int, experts: Sequence[int] = (), result: Made | None = None
+        self,
+        task: StageTask,
+        name: str,
+        *,
+        most: int,
+        inputs: Mapping[str, Result] | None = None,
+        experts: Sequence[int] = (),
+        result: Made | None = None,
+        parts: Parts | None = None,
     ) -> Job:
-        inputs = {
+        places = {
             label: Place(stage=found.manifest.stage, key=found.manifest.key, digest=found.digest)
-            for label, found in task.inputs.items()
+            for label, found in (task.inputs if inputs is None else inputs).items()
         }
         return Job(
             spec=task.spec,
             store=self._store.shared_url,
             folder=str(Path.cwd()),
-            inputs=inputs,
+            inputs=places,
             experts=list(experts),
             result=result,
+            parts=parts,
             name=name,
             version=__version__,
             address=self._address,

@@ -1,4 +1,4 @@
-"""What a Ray worker does: its share of the experts, or its share of every iteration of distill."""
+"""What a Ray worker does: its share of the parts of a dataset, of the experts, or of every iteration of distill."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.train import UserCallback
 
-from limbeck.errors import WorkError
+from limbeck.errors import InputError, WorkError
 from limbeck.fanout.messages import Failure, Job
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.progress import Bar
@@ -41,6 +41,7 @@ class Look:
     lines: list[str]
     untrained: list[Failure]
     error: str | None
+    where: str | None
 
 
 @dataclass
@@ -50,8 +51,10 @@ class Board:
     _done: dict[int, int] = field(default_factory=dict)
     _note: str = ""
     _lines: list[str] = field(default_factory=list)
+    _said: set[str] = field(default_factory=set)
     _untrained: dict[int, list[Failure]] = field(default_factory=dict)
     _error: str | None = None
+    _where: str | None = None
     _stop: bool = False
 
     def begin(self, rank: int, ranks: int) -> None:
@@ -65,10 +68,17 @@ class Board:
         self._note = note or self._note
         return self._stop
 
-    def finish(self, rank: int, untrained: list[Failure], error: str | None) -> None:
+    def finish(self, rank: int, untrained: list[Failure], error: str | None, where: str | None) -> None:
         """A worker is through its share."""
         self._untrained[rank] = untrained
-        self._error = self._error or error
+        if self._error is None:
+            self._error, self._where = error, where
+
+    def say(self, line: str) -> None:
+        """A line for the user; what several workers say is said once."""
+        if line not in self._said:
+            self._said.add(line)
+            self._lines.append(line)
 
     def died(self, causes: Mapping[int, str]) -> None:
         """Workers died, and the group starts again."""
@@ -83,7 +93,7 @@ class Board:
         """Everything; lines are shown once."""
         lines, self._lines = self._lines, []
         failures = sorted((entry for entries in self._untrained.values() for entry in entries), key=lambda e: e.index)
-        return Look(sum(self._done.values()), self._note, lines, failures, self._error)
+        return Look(sum(self._done.values()), self._note, lines, failures, self._error, self._where)
 
 
 class Deaths(UserCallback):  # type: ignore[misc]  # Ray is untyped here
@@ -112,7 +122,7 @@ def train_loop(config: dict[str, Any]) -> None:
     reporter = _Reporter(board, rank, stop)
     ray.get(board.begin.remote(rank, ranks))
     untrained: list[Failure] = []
-    error = None
+    error = where = None
     if Path(job.folder).is_dir():  # Ray has changed it
         os.chdir(job.folder)
     store = Store.of(job.spec, url=job.store)
@@ -121,10 +131,15 @@ def train_loop(config: dict[str, Any]) -> None:
             untrained = _work(job, store, reporter, rank, ranks, config["cpus"])
         except Stopped:
             log.info("stopped")
+        except InputError as fault:
+            log.exception("the input is wrong")
+            error, where = f"{fault.found}; {fault.allowed}" if fault.allowed else fault.found, fault.where
         except WorkError as failure:
             log.exception("failed")
             error = str(failure)
-    ray.get(board.finish.remote(rank, untrained, error))
+    if error is not None and job.parts is not None:
+        board.stop.remote()  # without this part there is no dataset; what the others have finished is kept
+    ray.get(board.finish.remote(rank, untrained, error, where))
     ray.train.report({})
 
 
@@ -132,6 +147,8 @@ def _work(job: Job, store: Store, reporter: _Reporter, rank: int, ranks: int, cp
     import torch
     from ray.train.torch import get_device
 
+    from limbeck.data.workers import available_cores
+    from limbeck.fanout.parts import make_parts
     from limbeck.memory import keep_freed_memory
     from limbeck.ranks import anyone
     from limbeck.stages.distill import distill
@@ -149,6 +166,12 @@ def _work(job: Job, store: Store, reporter: _Reporter, rank: int, ranks: int, cp
     )
     shop = Workshop(store, device, reporter, reporter.stop, patience=_LOCK_PATIENCE)
     inputs = {name: _input(shop.store, place.stage, place.key, place.digest) for name, place in job.inputs.items()}
+    if job.parts is not None:
+        # the workers of this machine have all of it, as the command's own processes would
+        processes = max(int(cpus), available_cores() // ranks if job.address is None else 1)
+        earlier = inputs.get("earlier")
+        make_parts(job.parts, job.parts.numbers[rank::ranks], job.spec, earlier, processes, shop, reporter.tell)
+        return []
     if job.result is None:
         maker = ExpertMaker(StageTask(job.spec, shop, inputs, Path()))
         untrained = maker.make(job.experts[rank::ranks])
@@ -199,6 +222,11 @@ class _Reporter:
     def say(self, line: str) -> None:
         """See `Progress.say`."""
         log.info(line)
+
+    def tell(self, line: str) -> None:
+        """Say something to the user, once for all workers that say it."""
+        log.info(line)
+        self._board.say.remote(line)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -20,6 +20,9 @@ from limbeck.spec import DistillationSpec
 from limbeck.store import DamagedResultError, Identity, Made, Result, Store
 from limbeck.version import __version__
 
+if TYPE_CHECKING:  # the stages after ingest do without it
+    from limbeck.data.plan import Plan
+
 
 @dataclass(frozen=True)
 class Untrained:
@@ -31,6 +34,16 @@ class Untrained:
 
 class Fanout(Protocol):
     """Workers in other processes, perhaps on other machines, that see the same store."""
+
+    def parts(self, task: StageTask, plan: Plan, missing: Sequence[int], earlier: Result | None) -> None:
+        """Have parts of a dataset made where that pays; those that are not in the task's folder after are left.
+
+        Args:
+            task: of the stage ingest.
+            plan: the parts.
+            missing: which of them.
+            earlier: the plan's earlier dataset, if it has one.
+        """
 
     def experts(self, task: StageTask, indices: Sequence[int]) -> list[Untrained]:
         """Have these experts of `trajectories` made; those that failed or were not tried."""

@@ -213,7 +213,7 @@ class Store:
         """Copy a file of a scratch folder to the store, where it is remote: another machine may have to go on."""
         self.usage.refresh()
         if not self._local:
-            name = self._name(file)
+            name = self.name_of(file)
             self.objects.patiently("writing", name, lambda: self.objects.put(file, name))
 
     def fetch(self, file: Path) -> None:
@@ -222,13 +222,14 @@ class Store:
             return
         partial = file.with_name(f".{file.name}.partial")
         try:
-            self.objects.get(self._name(file), partial)  # at one go: the next one may be written meanwhile
+            self.objects.get(self.name_of(file), partial)  # at one go: the next one may be written meanwhile
         except FileNotFoundError:
             partial.unlink(missing_ok=True)
         else:
             partial.replace(file)
 
-    def _name(self, file: Path) -> str:
+    def name_of(self, file: Path) -> str:
+        """What a file or folder that `scratch` or `local_folder` has given is called in the store."""
         return file.relative_to(self._mirror).as_posix()
 
     @property
