@@ -32,6 +32,7 @@ Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([numkKMGTPE]|[KMGTP
 
 REGISTERED = "models:/"  # what the URI of a registered set begins with
 PINNED = r"models:/[^/@]+/[1-9][0-9]{0,8}"  # one version of one
+TIMM = "timm:"  # and that of a model of timm's
 
 SourceFormat = Literal["auto", "images", "zip", "tar", "webdataset", "npz", "npy", "parquet", "cifar", "digits"]
 Architecture = Literal["convnet", "resnet10", "resnet18"]
@@ -686,6 +687,8 @@ class StorageOption(Section):
             return self.value
 
 
+# An API server takes no rule that could be dear for as many options as there may be: that no secret is among them.
+_MOST_PLACES, _MOST_OPTIONS = 10, 16
 NO_SECRETS = ("", "anon", "cloud", "google_default")  # what gcsfs takes for a token that is none
 
 
@@ -693,7 +696,9 @@ class StorageOptions(Section):
     """How the places whose URLs begin with a prefix are reached, where the usual credentials are not enough."""
 
     prefix: Uri = Field(description="Beginning of the URLs, such as s3://bucket/; of several that fit, the longest.")
-    options: list[StorageOption] = Field(min_length=1, max_length=16, description="Arguments of the filesystem.")
+    options: list[StorageOption] = Field(
+        min_length=1, max_length=_MOST_OPTIONS, description="Arguments of the filesystem."
+    )
 
     @model_validator(mode="after")
     def _names_once(self) -> StorageOptions:
@@ -722,7 +727,7 @@ class Execution(Section):
     engine: Engine = Field(default_factory=Engine, description="How training steps are computed.")
     storage_options: list[StorageOptions] = Field(
         default_factory=list[StorageOptions],
-        max_length=16,
+        max_length=_MOST_PLACES,
         description="How buckets are reached, where the usual credentials of a machine or pod are not enough.",
     )
     cache_size: Quantity | None = Field(
