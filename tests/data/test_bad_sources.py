@@ -22,6 +22,8 @@ from limbeck.errors import InputError
 from tests.data.making import (
     cifar10_files,
     cifar_batch,
+    encoded,
+    noise,
     six_images,
     write_parquet,
     write_tar,
@@ -420,3 +422,14 @@ def test_a_zip_that_is_bigger_than_it_says_is_not_read_beyond_what_it_says(tmp_p
         assert archive.infolist()[0].file_size == 100
     [(_, found)] = open_source(str(path)).read([0])
     assert isinstance(found, BadImage)
+
+
+def test_a_zip_s_member_of_few_pixels_behind_gigabytes_is_not_read(tmp_path):
+    """No honest compression grows: what is fetched is bounded as what comes of it is."""
+    path = write_zip(tmp_path / "x.zip", {"a.png": b"x" * 10, "b.png": encoded(noise(0))}, zipfile.ZIP_STORED)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\1\2")
+    content[entry + 20 : entry + 24] = (2**31).to_bytes(4, "little")  # the packed size that the directory claims
+    path.write_bytes(content)
+    refusals = [found for _, found in open_source(str(path)).read([0, 1]) if isinstance(found, BadImage)]
+    assert [refusal.reason for refusal in refusals] == ["has 2,147,483,648 bytes, more than 64 MiB"]

@@ -292,3 +292,9 @@ def test_a_distilled_set_is_loaded_from_where_the_store_says_it_is(bucket, tmp_p
     assert torch.equal(loaded.targets, made.targets)
     with pytest.raises(InputError, match="no distilled set is there"):
         DistilledSet.load(store.location("teacher", "0" * 32), bucket.access)
+
+
+def test_a_bucket_that_is_not_there_is_the_user_s_mistake(bucket, tmp_path):
+    nowhere = Place(bucket.kind, f"{bucket.kind}://limbeck-nowhere/x", bucket.access)
+    with pytest.raises(InputError, match="no such bucket"):
+        commit(nowhere.store(tmp_path))

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from limbeck.errors import WorkError
+from limbeck.errors import InputError, WorkError
 from limbeck.patience import Retries, is_denied, patiently, reason_of, status_of
 from limbeck.redact import redact_url
 from limbeck.storage import REMOTE, checksum_of
@@ -103,12 +103,19 @@ class Objects:
         return _stat(info) if info["type"] == "file" else None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file, whole or not at all.
+
+        Raises:
+            InputError: there is no such bucket.
+        """
         if self.is_local:
             write_atomically(Path(self.path(name)), data)
-        else:
-            self._make_folder(name)
+            return
+        self._make_folder(name)
+        try:
             self._ask("writing", name, lambda path: self.filesystem.pipe_file(path, data))
+        except FileNotFoundError:
+            raise InputError("spec.output.uri", f"{self._url}: no such bucket", "one that is there") from None
 
     def mark(self, name: str) -> bool:
         """Make an empty file, or have it modified now; False where its folder is one of this machine and not there."""

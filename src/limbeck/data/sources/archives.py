@@ -487,7 +487,7 @@ def _zip_fault(member: zipfile.ZipInfo, directory: int) -> str:
         return "is damaged: it does not lie where the directory says"
     if member.compress_type not in _COMPRESSIONS:
         return f"is compressed with method {member.compress_type}, not with deflate"
-    return too_large(member.file_size)
+    return too_large(max(member.file_size, member.compress_size))  # both are held: what is read, and what comes of it
 
 
 def tar_fault(member: tarfile.TarInfo) -> str:
