@@ -105,18 +105,6 @@ def away(bucket, cluster, tmp_path) -> tuple[list[object], str]:
 # --- with Ray ---------------------------------------------------------------------------------------------
 
 
-def test_workers_of_a_cluster_write_the_bytes_of_the_command(tmp_path, away, alone):
-    arguments, output = away
-    run = eager(*arguments, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
-    assert run.ends() == 0, run.err
-    assert "ingest: 2 workers on " in run.err
-    assert dataset_files(output) == alone
-    files = fsspec.filesystem("gs")
-    shares = [files.cat_file(f"{output}/logs/ingest/worker-{rank}.log").decode() for rank in (0, 1)]
-    assert [re.findall(r"part (\d+) is done", share) for share in shares] == [["0", "2"], ["1", "3"]]
-    assert not files.glob(f"{output}/work/**/{RECORDS}")
-
-
 def test_a_killed_worker_costs_the_parts_that_it_was_at(tmp_path, pictures, alone):
     spec, output = write_tiny(tmp_path / "spec.yaml", tmp_path / "out", spec_of(str(pictures))), tmp_path / "out"
     run = eager("stage", "ingest", spec, "--workers", 2, cwd=tmp_path)
@@ -156,17 +144,6 @@ def test_a_stop_ends_the_workers_and_what_they_finished_is_kept(tmp_path, away):
     assert run.problems[-1].startswith("stopped; what is finished is kept. To go on: ")
     assert not marked(run.mark), "processes are left"
     assert 0 < len(files.glob(f"{output}/work/ingest/*/{RECORDS}")) < PARTS
-
-
-def test_a_source_that_changes_before_a_worker_lists_it_fails_the_work(tmp_path, pictures):
-    source = tmp_path / "pictures.zip"
-    source.write_bytes(pictures.read_bytes())
-    spec = write_tiny(tmp_path / "spec.yaml", tmp_path / "out", spec_of(str(source)))
-    run = eager("stage", "ingest", spec, "--workers", 1, cwd=tmp_path)
-    wait_for(lambda: "1 worker on this machine" in run.err, 120, "Ray")  # whose workers take seconds to start
-    write_zip(source, {"another.jpg": encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")})
-    assert run.ends() == 1
-    assert f"ingest: {source} has changed since this run began; start a new run. Logs: " in run.problems[-1]
 
 
 # --- without ----------------------------------------------------------------------------------------------
@@ -265,6 +242,12 @@ def test_a_worker_that_cannot_open_the_source_makes_none_and_says_why(tmp_path, 
     assert re.fullmatch(
         r"a worker on .* cannot open the source \(.*: no such file or directory\); its parts are .*", line
     )
+
+
+def test_a_source_that_has_changed_since_the_command_listed_it_fails_the_work(tmp_path, tree):
+    parts, shop = parts_of(tree, tmp_path / "out", fingerprint="0" * 64)
+    with pytest.raises(WorkError, match="has changed since this run began; start a new run"):
+        made(parts, shop, [])
 
 
 def test_a_source_that_is_corrupt_is_the_users_to_mend(tmp_path, tree):
