@@ -29,6 +29,7 @@ OutputArgument = Annotated[
     typer.Argument(metavar="OUTPUT", help="The folder or URL; or a spec, whose output and storage options it is."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_FILE_WIDTH = 160  # columns of a table that goes to no terminal
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
@@ -102,10 +103,10 @@ def gc(
 
     duration = _duration(keep)
     found, uri = _opened(output)
-    registered = _registered(tracking_uri or uri) if registry else set[str]()
     seen = survey(found.objects)
     if not seen.shelves and not seen.runs and not seen.work:
         raise InputError(output, "no results are there", "the output of limbeck run")
+    registered = _registered(tracking_uri or uri) if registry else set[str]()
     garbage = garbage_of(seen, duration, registered)
     freed, spared = 0, 0
     for item in garbage:
@@ -199,7 +200,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     table = Table(box=None, pad_edge=False)
     for head in heads:
-        table.add_column(head, no_wrap=head in ("stage", "key"))
+        table.add_column(head, no_wrap=head not in ("runs", ""))
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table, width=None if console.is_terminal else _FILE_WIDTH, crop=False)
