@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -203,5 +204,4 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(head, no_wrap=head not in ("runs", ""))
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table, width=None if console.is_terminal else _FILE_WIDTH, crop=False)
+    Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
