@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from limbeck.checkpoint import Checkpoint
 from limbeck.errors import InputError, WorkError
 from limbeck.stages.task import Workshop
-from limbeck.store import DamagedResultError, Identity, Made, Store
+from limbeck.store import DamagedResultError, Identity, Store
 from tests.stages.tiny import (
     digests,
     finished,  # noqa: F401 - a fixture
@@ -27,17 +27,7 @@ from tests.stages.tiny import (
     processes,
     run_tiny,
 )
-
-IDENTITY = Identity("teacher", 1, {"width": 8}, {"dataset": "d"})
-MADE = Made(
-    seconds=1.0,
-    peak_memory_bytes=2,
-    peak_device_memory_bytes=3,
-    device="cpu",
-    limbeck_version="0",
-    torch_version="0",
-)
-FILES = {"weights.bin": b"weights" * 100, "deeper/history.json": b"{}", "empty": b""}
+from tests.store.places import FILES, IDENTITY, MADE
 
 
 def commit(store: Store, files: dict[str, bytes] = FILES, identity: Identity = IDENTITY) -> str:
