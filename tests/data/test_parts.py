@@ -63,7 +63,14 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "limbeck.data.worker" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "limbeck.data.worker" in _command(child)]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # what another test has left, and nobody has waited for
+        return []
 
 
 # --- processes --------------------------------------------------------------------------------------------
