@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +38,9 @@ def google(bucket: str = "bucket") -> Iterator[str]:
 
 
 @contextmanager
-def amazon(bucket: str = "bucket") -> Iterator[tuple[str, Access]]:
+def amazon() -> Iterator[tuple[str, Access]]:
     """The URL of an empty bucket, and how it is reached: its credentials are in the environment inside the block."""
+    bucket = f"bucket-{uuid.uuid4().hex}"  # moto keeps what is made for as long as the process lives
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()

@@ -54,13 +54,14 @@ def amazon() -> Iterator[tuple[str, Access]]:
     """A bucket of moto's S3 server, reached by what a spec would say."""
     from moto.server import ThreadedMotoServer
 
+    bucket = f"bucket-{uuid.uuid4().hex}"  # moto keeps what is made for as long as the process lives
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
         access = amazon_access(f"http://{host}:{port}")
         access.open("s3://bucket")[0].makedirs("bucket", exist_ok=True)  # moto's state is the process's
-        yield "s3://bucket", access
+        yield f"s3://{bucket}", access
     finally:
         server.stop()
 

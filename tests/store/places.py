@@ -7,7 +7,7 @@ import random
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,7 +105,8 @@ def emulators() -> Iterator[Emulators]:
             found = Emulators(f"http://{google.host}:{google.port}", "http://{}:{}".format(*amazon.get_host_and_port()))
             for kind in ("gs", "s3"):
                 filesystem, _ = found.place(kind, Path()).access.open(f"{kind}://limbeck/x")
-                filesystem.mkdir("limbeck")
+                with suppress(FileExistsError):  # moto keeps its buckets for as long as the process lives
+                    filesystem.mkdir("limbeck")
             yield found
         finally:
             amazon.stop()
