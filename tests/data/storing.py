@@ -60,7 +60,7 @@ def amazon() -> Iterator[tuple[str, Access]]:
     try:
         host, port = server.get_host_and_port()
         access = amazon_access(f"http://{host}:{port}")
-        access.open("s3://bucket")[0].makedirs("bucket", exist_ok=True)  # moto's state is the process's
+        access.open(f"s3://{bucket}")[0].mkdir(bucket)
         yield f"s3://{bucket}", access
     finally:
         server.stop()
