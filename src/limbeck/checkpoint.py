@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from limbeck.copies import Copies
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
@@ -32,16 +34,6 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 - not a dict
         metadata = handle.metadata() or {}
     return tensors, json.loads(metadata.get("values", "{}"))
-
-
-class Copies(Protocol):
-    """Where copies of files that lie here are kept for other machines: the store, when it is remote."""
-
-    def keep(self, file: Path) -> None:
-        """Copy a file there."""
-
-    def fetch(self, file: Path) -> None:
-        """Bring it here, where there is such a copy."""
 
 
 class Checkpoint:

@@ -7,24 +7,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import ValidationError
 
+from limbeck.copies import Copies
 from limbeck.data.parts import PartJob, PartRecord, working
 from limbeck.data.plan import Plan
 
 _BACKLOG = 2  # finished parts that wait to be copied
-
-
-class Copies(Protocol):
-    """Where copies of files that lie here are kept for other machines: the store, when it is remote."""
-
-    def keep(self, file: Path) -> None:
-        """Copy a file there."""
-
-    def fetch(self, file: Path) -> None:
-        """Bring it here, where there is such a copy."""
 
 
 def write_record(job: PartJob, record: PartRecord) -> None:

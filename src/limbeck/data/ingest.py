@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 
+from limbeck.copies import Copies
 from limbeck.data.assembly import PartFile, write_index, write_origin, write_shards
 from limbeck.data.dataset import DESCRIPTION_FILE, INDEX_FILE, ORIGIN_FILE, ImageDataset
-from limbeck.data.finished import Copies, Copying, files_of, recover, write_record
+from limbeck.data.finished import Copying, files_of, recover, write_record
 from limbeck.data.moments import Moments
 from limbeck.data.parts import PartJob, PartRecord, make_part, working
 from limbeck.data.plan import Plan
