@@ -20,7 +20,7 @@ from limbeck.store import DamagedResultError, Result, Store, json_digest
 def ingest(task: StageTask, source: Source, limit: int | None, on_bad_image: OnBadImage) -> None:
     """Write the canonical dataset of `source` (the spec's own, or an evaluation task's) into the task's folder."""
     image_size, fanout = task.spec.source.image_size, task.shop.fanout
-    earlier = _earlier(task.shop.store, source, image_size)
+    earlier, dataset = _earlier(task.shop.store, source, image_size) or (None, None)
     write_dataset(
         source,
         task.out,
@@ -30,7 +30,7 @@ def ingest(task: StageTask, source: Source, limit: int | None, on_bad_image: OnB
         on_bad_image=on_bad_image,
         progress=task.shop.progress,
         stop=task.shop.stop,
-        earlier=None if earlier is None else ImageDataset.open(earlier.path),
+        earlier=dataset,
         copies=task.shop.store,
         elsewhere=None if fanout is None else partial(fanout.parts, task, earlier=earlier),
     )
@@ -42,14 +42,13 @@ def remember(store: Store, source: Source, image_size: int, result: Result) -> N
         store.write_text(_hint(source, image_size), json.dumps({"key": result.manifest.key}) + "\n")
 
 
-def _earlier(store: Store, source: Source, image_size: int) -> Result | None:
+def _earlier(store: Store, source: Source, image_size: int) -> tuple[Result, ImageDataset] | None:
     """The dataset that was last made of a source, where it is there, whole, and made as one is made now."""
     with suppress(OSError, ValueError, KeyError, TypeError, InputError, WorkError, DamagedResultError):
         key = json.loads(store.read_text(_hint(source, image_size)) or "{}")["key"]
         result = store.find("ingest", key) if re.fullmatch("[0-9a-f]{32}", key) else None
         if result is not None and result.manifest.version == INGEST_VERSION:
-            ImageDataset.open(result.path)  # or it is of no use
-            return result
+            return result, ImageDataset.open(result.path)
     return None
 
 
