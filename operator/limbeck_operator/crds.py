@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from limbeck.presets import preset_fields
 from limbeck.spec import Distillation, DistillationSpec, ScheduledDistillation, Source
 from limbeck_operator import api
 from limbeck_operator.manifests import FREE
@@ -92,7 +93,9 @@ def _definition(
 ) -> dict[str, Any]:
     schema, said = _Schema(model), _Schema(status)
     spec = schema.inline(schema.document["properties"]["spec"])
-    _fill(spec["properties"]["template"]["properties"]["spec"] if kind == api.SCHEDULE else spec, _DEFAULTS)
+    settings = spec["properties"]["template"]["properties"]["spec"] if kind == api.SCHEDULE else spec
+    _fill(settings, _DEFAULTS)
+    _leave_to_presets(settings)
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -146,6 +149,15 @@ def _fill(schema: dict[str, Any], defaults: Mapping[str, Any]) -> None:
                 field["default"] = {key: entry for key, entry in value.items() if entry not in (None, {}, [])}
         elif isinstance(value, list) and value:
             field["default"] = value
+
+
+def _leave_to_presets(schema: dict[str, Any]) -> None:
+    """Take the defaults from fields that presets set, or the API server would fill in those of another preset."""
+    for *sections, name in preset_fields():
+        section = schema
+        for part in sections:
+            section = section["properties"][part]
+        del section["properties"][name]["default"]
 
 
 def _column(name: str, kind: str, path: str, description: str = "") -> dict[str, Any]:

@@ -21,10 +21,13 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("teacher.augmentation", {"rotation": 5.0}, {"teacher"}),
     ("teacher.optimizer", {"rate": 0.01}, {"teacher"}),
     ("targets.standardize", False, {"targets"}),
+    ("targets.whiten", True, {"targets"}),
     ("student.width", 16, {"trajectories", "select", "distill", "evaluate"}),
+    ("student.augmentation", "flipShift", {"trajectories", "select", "distill", "evaluate"}),
     ("student.norm", "batch", {"trajectories", "select", "distill", "evaluate"}),
     ("trajectories.experts", 4, {"trajectories"}),
     ("trajectories.batch", 32, {"trajectories"}),
+    ("trajectories.sharpnessRadius", 0.1, {"trajectories"}),
     ("trajectories.optimizer", {"momentum": 0.5}, {"trajectories"}),
     ("trajectories.optimizer", {"rate": 0.2}, {"trajectories", "evaluate"}),  # also the baselines' rate
     ("distill.size", 11, {"select"}),  # for the rest, the selection's digest tells it
@@ -32,11 +35,14 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("distill.iterations", 9, {"distill"}),
     ("distill.innerSteps", 4, {"distill"}),
     ("distill.pixelStep", 1.0, {"distill"}),
+    ("distill.method", "krrSt", {"distill"}),
+    ("distill.kernel", {"pool": 3}, {"distill"}),
     ("distill.innerOptimizer", {"momentum": 0.0}, {"distill"}),
     ("distill.expertGap", 3, {"trajectories", "distill"}),  # one more epoch of the experts
     ("distill.maxStartEpoch", 1, {"trajectories", "distill"}),
     ("evaluate.epochs", 3, {"evaluate"}),
     ("evaluate.seeds", [5], {"evaluate"}),
+    ("evaluate.width", 8, {"evaluate"}),
     ("evaluate.probe", {"regularization": 0.1}, {"evaluate"}),
     ("evaluate.baselineRate", 0.01, {"evaluate"}),
     ("registry.name", "digits", set()),
