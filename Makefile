@@ -43,6 +43,7 @@ generate: $(INSTALLED)
 	$(BIN)/python -m limbeck_pipelines.generate .
 	$(BIN)/python -m limbeck_operator.generate .
 	$(BIN)/python -m charts.generate .
+	$(BIN)/python -m tests.pipelines.specs
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
