@@ -6,6 +6,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
+# two processes, which tests/conftest.py tells what to share; their threads do not spin while they wait
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
 # of `make image`: what it is called, what it is made from, cuda or cpu (then with TORCH_INDEX), and what makes it
 IMAGE ?= limbeck:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/limbeck/version.py)
 BASE ?= python:3.11-slim-bookworm
@@ -13,14 +16,18 @@ VARIANT ?= cuda
 TORCH_INDEX ?=
 BUILDER ?= docker
 
-.PHONY: demo test bench lint generate image clean
+.PHONY: demo test soak bench lint generate image clean
 
 demo: $(INSTALLED)
 	$(BIN)/limbeck demo
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m tests.cluster.binaries
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.cluster.binaries
+	LIMBECK_SOAK=1 $(PYTEST)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/distill.py
@@ -43,6 +50,7 @@ generate: $(INSTALLED)
 	$(BIN)/python -m limbeck_pipelines.generate .
 	$(BIN)/python -m limbeck_operator.generate .
 	$(BIN)/python -m charts.generate .
+	$(BIN)/python -m tests.pipelines.specs
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 

@@ -1,11 +1,17 @@
-"""Specs that the pipeline is compiled from in tests: on CPUs, on one pool of GPUs, and with a Ray cluster."""
+"""Specs that the pipeline is compiled from in tests: on CPUs, on one pool of GPUs, and with a Ray cluster.
+
+`python -m tests.pipelines.specs` compiles what the pipelines of `golden` are.
+"""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from limbeck.spec import Distillation
+
+GOLDEN = Path(__file__).parent / "golden"
 
 _COMMON: dict[str, Any] = {
     "source": {"uri": "gs://photos/train", "imageSize": 32},
@@ -71,3 +77,10 @@ def distillation(name: str, settings: dict[str, Any]) -> Distillation:
         "spec": settings,
     }
     return Distillation.model_validate_json(json.dumps(document))
+
+
+if __name__ == "__main__":
+    from limbeck_pipelines.distillation import build, compile_to
+
+    for golden in SPECS:
+        compile_to(build(spec(golden)), GOLDEN / f"{golden}.yaml")

@@ -15,10 +15,9 @@ from limbeck.cluster import check_for_cluster
 from limbeck.errors import InputError
 from limbeck_pipelines.distillation import build, compile_to
 from limbeck_pipelines.generate import generated
-from tests.pipelines.specs import SPECS, distillation, spec
+from tests.pipelines.specs import GOLDEN, SPECS, distillation, spec
 
 ROOT = Path(__file__).parent.parent.parent
-GOLDEN = Path(__file__).parent / "golden"
 STAGES = ["ingest", "teacher", "targets", "trajectories", "select", "distill", "evaluate", "register"]
 
 
@@ -46,12 +45,11 @@ def tasks(pipeline: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_it_is_the_golden_one_every_time(tmp_path, name):
-
     compile_to(build(spec(name)), tmp_path / "pipeline.yaml")
     compile_to(build(spec(name)), tmp_path / "again.yaml")
     text = (tmp_path / "pipeline.yaml").read_text()
     assert text == (tmp_path / "again.yaml").read_text()
-    assert text == (GOLDEN / f"{name}.yaml").read_text()
+    assert text == (GOLDEN / f"{name}.yaml").read_text(), "make generate, and look at what it changes"
 
 
 @pytest.mark.parametrize("name", SPECS)

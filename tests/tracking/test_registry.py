@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sqlite3
 import uuid
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import sqlalchemy
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
@@ -162,7 +165,9 @@ def _register_one(arguments: tuple[str, str, str, int, float]) -> tuple[int, boo
 def test_sets_that_finish_together_agree_on_one_champion(server, tmp_path, name, equal):
     """Of equal ones exactly one is promoted; of unequal ones the best is the champion in the end."""
     work = [(server.uri, str(tmp_path / str(k)), name, k, 0.0 if equal else 0.02 * k) for k in range(5)]
-    with ProcessPoolExecutor(5, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("forkserver")  # torch and MLflow are imported once, not by each
+    context.set_forkserver_preload(["tests.tracking.test_registry"])
+    with ProcessPoolExecutor(5, context) as pool:
         outcomes = list(pool.map(_register_one, work))
     now = aliases(server, name)
     assert sorted(version for version, _ in outcomes) == [1, 2, 3, 4, 5]
@@ -202,7 +207,40 @@ def test_a_lock_that_goes_while_mlflow_looks_is_taken_after_all(server, tmp_path
     assert len(asked) == 4  # two for the lock of promote, one for the name, one for the other lock
 
 
-def test_somebody_s_model_with_the_lock_s_name_is_left_alone(server, tmp_path, name):
+def test_a_lock_that_goes_between_its_row_and_its_tags_is_nobody_s_model(tmp_path, name, monkeypatch):
+    """MLflow reads a model, then its tags; one that is deleted in between seems to have none."""
+    uri, lock = f"sqlite:///{tmp_path / 'mlflow.db'}", f"{name}--promoting"
+    register(uri, tmp_path / "1", name)
+    registry, deletions, seen = Registry(uri), list[str](), list[dict[str, str]]()
+    registry._client.create_registered_model(lock, tags={"limbeck.owner": "somebody"})
+    look = registry._client.get_registered_model
+
+    def between(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if "JOIN registered_model_tags" in statement and not deletions:
+            deletions.append(statement)
+            with closing(sqlite3.connect(tmp_path / "mlflow.db")) as other, other:
+                for table in ("registered_model_tags", "registered_models"):
+                    other.execute(f"DELETE FROM {table} WHERE name = ?", [lock])
+
+    def looked(model: str) -> Any:
+        if model != lock:
+            return look(model)
+        sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", between)
+        try:
+            found = look(model)
+        finally:
+            sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", between)
+        seen.append(found.tags)
+        return found
+
+    monkeypatch.setattr(registry._client, "get_registered_model", looked)
+    registry.promote(name, 1)
+    assert seen[0] == {}
+    assert seen[1]["limbeck.owner"] == registry._owner  # by when it is ours
+
+
+def test_somebody_s_model_with_the_lock_s_name_is_left_alone(server, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(registry_module, "_LOCK_LOOK", 0.05)
     register(server.uri, tmp_path / "1", name)
     server.client.create_registered_model(f"{name}--promoting")
     with pytest.raises(WorkError, match="is a registered model of somebody's"):

@@ -48,6 +48,7 @@ NOTE = "mlflow.note.content"  # what the interface shows as the description, as 
 DIGEST, CONTENT, DECISION = "limbeck.digest", "limbeck.checksums", "limbeck.decision"
 _LOCK_SUFFIX, _LOCK_OWNER = "--promoting", "limbeck.owner"
 _LOCK_PATIENCE, _LOCK_STALE, _LOCK_LOOK = 180.0, 120.0, 0.2  # seconds
+_LOCK_LOOKS = 10  # without an owner, one after the other, that make a lock somebody's model
 _LONGEST_NOTE = 5000
 _URI = "models:/"
 
@@ -259,18 +260,24 @@ class Registry:
     def _holder(self, lock: str) -> str | None:
         """Who holds a lock; None where nobody does.
 
+        MLflow reads a model and then its tags, not in one transaction: one that is deleted in between has none. So a
+        lock without an owner is looked at again.
+
         Raises:
             WorkError: the name is taken by something that is no lock.
         """
-        try:
-            holder = self._client.get_registered_model(lock).tags.get(_LOCK_OWNER)
-        except MlflowException as error:
-            if _is_missing(error):
-                return None
-            raise
-        if holder is None:
-            raise WorkError(f"{lock} is a registered model of somebody's, and limbeck needs that name as a lock")
-        return str(holder)
+        for look in range(_LOCK_LOOKS):
+            if look:
+                time.sleep(_LOCK_LOOK)
+            try:
+                holder = self._client.get_registered_model(lock).tags.get(_LOCK_OWNER)
+            except MlflowException as error:
+                if _is_missing(error):
+                    return None
+                raise
+            if holder is not None:
+                return str(holder)
+        raise WorkError(f"{lock} is a registered model of somebody's, and limbeck needs that name as a lock")
 
     def names(self) -> list[str]:
         """All registered distilled sets."""
