@@ -137,6 +137,10 @@ RULES: dict[str, list[Rule]] = {
             f"!self.targets.whiten || {_value('targets.standardize')}",
             "targets.whiten: true only where targets.standardize is true",
         ),
+        Rule(
+            "!has(self.distill.resolution) || self.distill.resolution <= self.source.imageSize",
+            "distill.resolution: at most source.imageSize",
+        ),
         Rule("!has(self.source.limit) || self.source.limit >= 2", "source.limit: at least 2 images"),
         Rule(
             "!has(self.source.limit) || !has(self.distill.size) || self.distill.size <= self.source.limit",

@@ -205,14 +205,15 @@ def _check_metric(spec: DistillationSpec) -> None:
 
 
 def _check_warm_start(spec: DistillationSpec, uri: str, size: int, start: RegisteredStart | None) -> None:
-    side = spec.source.image_size
+    side = spec.distill.side(spec.source.image_size)
     if start is not None:
         shape = start.shape
     else:
         from limbeck.data.distilled import DistilledSet
 
         try:
-            shape = tuple(DistilledSet.load(uri, Access.of(spec)).images.shape)
+            earlier = DistilledSet.load(uri, Access.of(spec))
+            shape = tuple((earlier.images if earlier.stored is None else earlier.stored).shape)
         except InputError as error:
             raise InputError(WARM_START, f"{error.where}: {error.found}", error.allowed) from None
     if shape != (size, 3, side, side):

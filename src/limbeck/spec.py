@@ -251,6 +251,14 @@ class Distill(Section):
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
         None, description="Number of synthetic images as a share of the source; 0.02 when size is absent too."
     )
+    resolution: int | None = Field(
+        None,
+        ge=2,
+        le=512,
+        description="Side, in pixels, at which synthetic images are kept and learned; they are enlarged to "
+        "source.imageSize for training. The same pixels then hold more images, each with targets of its own; rivals "
+        "are given as many pixels. source.imageSize when absent.",
+    )
     initialization: Initialization = Field("highLoss", description="Which real images the synthetic ones start from.")
     iterations: int = Field(5000, ge=1, le=10_000_000, description="Updates of the synthetic set.")
     inner_steps: int = Field(40, ge=1, le=10_000, description="Student steps an iteration (N).")
@@ -341,6 +349,15 @@ class Distill(Section):
         fraction = 0.02 if self.fraction is None else self.fraction
         return max(1, math.floor(fraction * images + 1e-9))  # 0.29 * 100 is 28.999...
 
+    def side(self, image_size: int) -> int:
+        """The side at which synthetic images are kept, in pixels."""
+        return self.resolution or image_size
+
+    def budget(self, images: int, image_size: int) -> int:
+        """How many images of the source, of `images`, have as many pixels as the synthetic set."""
+        pixels = self.count(images) * self.side(image_size) ** 2
+        return max(1, math.floor(pixels / image_size**2 + 1e-9))
+
     def start_epochs(self, iteration: int) -> int:
         """The window of an iteration: start epochs are drawn from 0 up to, not including, this."""
         grown = self.start_growth * self.iterations
@@ -426,6 +443,11 @@ class Evaluate(Section):
         "images with the teacher's targets, or by the teacher's own self-supervised objective.",
     )
     epochs: Count = Field(20, description="Epochs of pre-training.")
+    steps: Count | None = Field(
+        None,
+        description="Steps of pre-training instead of epochs, so that all methods take as many, however many images "
+        "they train on; whole epochs of them, at least one.",
+    )
     batch: int = Field(256, ge=1, le=65536, description="Images a step of pre-training.")
     momentum: Momentum = Field(0.9, description="Momentum of pre-training.")
     weight_decay: WeightDecay = Field(1e-4, description="L2 weight decay of pre-training.")
@@ -865,6 +887,9 @@ class DistillationSpec(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> DistillationSpec:
+        if self.distill.side(self.source.image_size) > self.source.image_size:
+            allowed = f"at most source.imageSize, which is {self.source.image_size}"
+            raise _conflict("distill.resolution", self.distill.resolution, allowed)
         if self.targets.whiten and not self.targets.standardize:
             raise _conflict("targets.whiten", "true", "true only where targets.standardize is true")
         needed, epochs = self.distill.reachable_epochs, self.trajectories.epochs

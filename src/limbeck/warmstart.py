@@ -113,7 +113,7 @@ def fitting_champion(spec: DistillationSpec, say: Callable[[str], None]) -> int 
         InputError: the spec has no registry.name or no distill.size, or MLflow is not installed.
         WorkError: MLflow does not answer.
     """
-    name, size, side = spec.registry.name, spec.distill.size, spec.source.image_size
+    name, size, side = spec.registry.name, spec.distill.size, spec.distill.side(spec.source.image_size)
     if name is None or size is None:
         field = "spec.registry.name" if name is None else "spec.distill.size"
         raise InputError(field, "nothing", "a value, which --champion needs")

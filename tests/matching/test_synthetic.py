@@ -47,6 +47,21 @@ def test_a_rank_that_is_no_limit_changes_nothing(rank):
     assert torch.equal(made(target_rank=rank).now.targets, draws(6, 5, seed=1))
 
 
+def test_small_images_are_enlarged_and_learned_as_they_are_kept():
+    synthetic = made(resolution=2)
+    start = synthetic.now
+    assert (start.images.shape, start.stored.shape) == ((6, 3, 4, 4), (6, 3, 2, 2))
+    given = torch.nn.functional.avg_pool2d(draws(6, 3, 4, 4), 2)
+    enlarged = torch.nn.functional.interpolate(given, size=4, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(start.images, enlarged)
+    gradient = draws(6, 3, 4, 4, seed=5)
+    small = start.stored.clone().requires_grad_()
+    shown = torch.nn.functional.interpolate(small, size=4, mode="bilinear", align_corners=False)
+    (expected,) = torch.autograd.grad(shown, small, gradient)
+    synthetic.step(SyntheticGradient(gradient, torch.zeros(6, 5), torch.tensor(0.0)), 0)
+    torch.testing.assert_close(synthetic.now.stored, small.detach() - 0.1 * expected)
+
+
 def test_the_result_is_the_mean_of_the_last_sets_and_without_it_the_last():
     goal = torch.zeros(6, 5)
     for share, count in ((0.0, 1), (0.3, 3), (1.0, 10)):

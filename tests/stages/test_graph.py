@@ -36,6 +36,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("distill.innerSteps", 4, {"distill"}),
     ("distill.pixelStep", 1.0, {"distill"}),
     ("distill.method", "krrSt", {"distill"}),
+    ("distill.resolution", 4, {"distill", "evaluate"}),
     ("distill.kernel", {"pool": 3}, {"distill"}),
     ("distill.innerOptimizer", {"momentum": 0.0}, {"distill"}),
     ("distill.expertGap", 3, {"trajectories", "distill"}),  # one more epoch of the experts
@@ -43,6 +44,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("evaluate.epochs", 3, {"evaluate"}),
     ("evaluate.seeds", [5], {"evaluate"}),
     ("evaluate.width", 8, {"evaluate"}),
+    ("evaluate.steps", 8, {"evaluate"}),
     ("evaluate.probe", {"regularization": 0.1}, {"evaluate"}),
     ("evaluate.baselineRate", 0.01, {"evaluate"}),
     ("registry.name", "digits", set()),

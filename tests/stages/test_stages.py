@@ -236,6 +236,26 @@ def test_all_ways_to_distil_leave_a_set_that_their_recipe_pretrains_from(tmp_pat
     assert distilled.recipe.augmentation == "flipShift"
 
 
+def test_a_set_of_small_images_has_more_of_them_and_rivals_have_as_many_pixels(tmp_path):
+    changes = {"distill.resolution": 4, "distill.size": 40, "evaluate.steps": 6, "evaluate.seeds": [0]}
+    summary = run_tiny(tmp_path, changes | {"evaluate.baselines": ["random"]})
+    assert summary.distilled.images == 40
+    distilled = DistilledSet.load(folder(tmp_path, "register"))
+    assert (distilled.images.shape, distilled.stored.shape) == ((40, 3, 8, 8), (40, 3, 4, 4))
+    synthetic = tensors(tmp_path, "distill", "synthetic.safetensors")
+    torch.testing.assert_close(distilled.images, synthetic["images"])
+    assert not torch.equal(synthetic["images"], synthetic["initial_images"])
+    assert distilled.recipe.epochs == 6  # one batch of 40 an epoch
+    encoders = [json.loads(path.read_text()) for path in tmp_path.glob("encoder/*/manifest.json")]
+    recipes = {
+        entry["section"]["diet"].keys() & {"distilled", "subset"} and entry["section"]["recipe"]["epochs"]
+        for entry in encoders
+    }
+    assert recipes == {6}
+    again = {"distill.resolution": 4, "distill.size": 40, "distill.warmStart": str(folder(tmp_path, "register"))}
+    assert run_tiny(tmp_path / "again", again | {"evaluate.tasks": []}).succeeded
+
+
 def test_without_tasks_nothing_is_evaluated(limbeck, tmp_path):
     spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", {"evaluate.tasks": []})
     outcome = limbeck("run", spec)

@@ -22,10 +22,11 @@ from torch.nn import functional
 from limbeck.data.feed import Examples
 from limbeck.matching.steps import Steps, student_loss
 from limbeck.matching.unroll import InnerLoop, SyntheticGradient, next_velocity
+from limbeck.nn.augmentation import Moves
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
 from limbeck.seeding import generator
-from limbeck.spec import Kernel
+from limbeck.spec import Jitter, Kernel
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class KernelRegression:
         rate: learning rate of the pool's students.
         momentum: likewise.
         seed: the spec's.
+        augmentation: of the synthetic images, when a student takes a step.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class KernelRegression:
         rate: float,
         momentum: float,
         seed: int,
+        augmentation: Jitter = "none",
     ) -> None:
         self._config, self._examples, self._settings, self._seed = config, examples, settings, seed
+        self._augmentation = augmentation
         self._rate, self._inner = rate, InnerLoop(momentum, settings.pool_weight_decay)
         student = build_student(config, examples.target_dimension, seed).to(examples.device)
         network = FlatNetwork(student)
@@ -97,8 +101,8 @@ class KernelRegression:
         `between` is called after every step.
         """
         for place, age in enumerate(self._ages.tolist()):
-            for _ in range(age):
-                self._train(place, images, targets)
+            for step in range(age):
+                self._train(place, step, images, targets)
                 between()
 
     def iterate(self, iteration: int, images: Tensor, targets: Tensor) -> Regressed:
@@ -120,7 +124,7 @@ class KernelRegression:
             self._taken[place] += 1
             self._thetas[place], self._velocities[place], self._ages[place] = self._fresh(place), 0.0, 0
         else:
-            self._train(place, images, targets)
+            self._train(place, age, images, targets)
             self._ages[place] += 1
         return Regressed(loss.item(), SyntheticGradient(by_x, by_y, torch.zeros((), device=x.device)), place, age)
 
@@ -139,9 +143,12 @@ class KernelRegression:
         student = build_student(self._config, self._examples.target_dimension, self._seed, *purpose)
         return flatten(student).to(self._examples.device)
 
-    def _train(self, place: int, images: Tensor, targets: Tensor) -> None:
-        theta = self._thetas[place : place + 1]
-        gradient, _ = self._steps.gradient(theta, images.detach()[None], targets.detach()[None])
+    def _train(self, place: int, step: int, images: Tensor, targets: Tensor) -> None:
+        theta, images = self._thetas[place : place + 1], images.detach()
+        if self._augmentation != "none":
+            draws = generator(self._seed, "krr", place, int(self._taken[place]), "moves", step)
+            images = Moves.draw((len(images),), images.shape[-1], draws).to(images.device)(images)
+        gradient, _ = self._steps.gradient(theta, images[None], targets.detach()[None])
         velocity = next_velocity(self._velocities[place : place + 1], gradient, theta, self._inner)
         self._velocities[place] = velocity[0]
         self._thetas[place] = (theta - self._rate * velocity)[0]

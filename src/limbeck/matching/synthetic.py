@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.checkpoint import pack_optimizer, unpack_optimizer
 from limbeck.matching.unroll import SyntheticGradient
+from limbeck.nn.enlarging import Enlarging
 from limbeck.spec import Distill
 
 
@@ -18,7 +19,8 @@ from limbeck.spec import Distill
 class Snapshot:
     """A synthetic set."""
 
-    images: Tensor  # f32[m, 3, s, s], normalised
+    images: Tensor  # f32[m, 3, s, s], normalised, as networks see them
+    stored: Tensor  # f32[m, 3, r, r], as they are kept
     targets: Tensor  # f32[m, d]
     rate: Tensor  # f32[], the inner learning rate
 
@@ -35,11 +37,16 @@ class SyntheticSet:
         rate: where the inner learning rate starts.
         settings: optimiser, step sizes and schedule.
         device: where the parameters are kept.
+
+    With `resolution` the images are kept smaller and enlarged to those that networks see; they start as the given ones,
+    shrunk.
     """
 
     def __init__(self, images: Tensor, targets: Tensor, rate: float, settings: Distill, device: torch.device) -> None:
         self._settings = settings
-        starts = {"images": images, "log_rate": torch.tensor(math.log(rate))}
+        shown = images.shape[-1]
+        self._enlarge = Enlarging(settings.side(shown), shown, device)
+        starts = {"images": self._enlarge.shrink(images), "log_rate": torch.tensor(math.log(rate))}
         rank = settings.target_rank
         if rank is None or rank >= min(targets.shape):
             starts["targets"] = targets
@@ -58,19 +65,19 @@ class SyntheticSet:
     @property
     def now(self) -> Snapshot:
         """The set as it is; its tensors are not parameters."""
-        return _snapshot(self._parameters)
+        return self._snapshot(self._parameters)
 
     @property
     def result(self) -> Snapshot:
         """The mean of the last sets, as `averageLast` says; else the set as it is."""
-        return _snapshot(self._mean) if self._averaged else self.now
+        return self._snapshot(self._mean) if self._averaged else self.now
 
     def step(self, gradient: SyntheticGradient, iteration: int) -> None:
         """One step of the optimiser along a gradient with respect to images, targets and rate."""
         for group, size in zip(self._optimizer.param_groups, self._steps, strict=True):
             group["lr"] = size * _decay(self._settings, iteration)
         parameters = self._parameters
-        parameters["images"].grad = gradient.images
+        parameters["images"].grad = self._enlarge.adjoint(gradient.images)
         parameters["log_rate"].grad = gradient.rate * parameters["log_rate"].detach().exp()
         if "targets" in parameters:
             parameters["targets"].grad = gradient.targets
@@ -83,6 +90,11 @@ class SyntheticSet:
             self._averaged += 1
             for name, mean in self._mean.items():
                 mean += (parameters[name].detach() - mean) / self._averaged
+
+    def _snapshot(self, parameters: Mapping[str, Tensor]) -> Snapshot:
+        values = {name: tensor.detach() for name, tensor in parameters.items()}
+        targets = values["targets"] if "targets" in values else values["target_left"] @ values["target_right"]
+        return Snapshot(self._enlarge(values["images"]), values["images"], targets, values["log_rate"].exp())
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Tensors and values of a checkpoint."""
@@ -101,12 +113,6 @@ class SyntheticSet:
         if self._averaged:
             for name, mean in self._mean.items():
                 mean.copy_(tensors[f"mean.{name}"])
-
-
-def _snapshot(parameters: Mapping[str, Tensor]) -> Snapshot:
-    values = {name: tensor.detach() for name, tensor in parameters.items()}
-    targets = values["targets"] if "targets" in values else values["target_left"] @ values["target_right"]
-    return Snapshot(values["images"], targets, values["log_rate"].exp())
 
 
 def _factors(targets: Tensor, rank: int) -> tuple[Tensor, Tensor]:

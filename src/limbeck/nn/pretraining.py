@@ -35,12 +35,12 @@ class Recipe:
         return asdict(self)
 
 
-def recipe_of(spec: DistillationSpec, rate: float) -> Recipe:
-    """How a spec pre-trains encoders on examples with targets."""
-    settings = spec.evaluate
-    return Recipe(
-        rate, settings.epochs, settings.batch, settings.momentum, settings.weight_decay, spec.student.augmentation
-    )
+def recipe_of(spec: DistillationSpec, rate: float, count: int) -> Recipe:
+    """How a spec pre-trains encoders on `count` examples with targets."""
+    settings, epochs = spec.evaluate, spec.evaluate.epochs
+    if settings.steps is not None:
+        epochs = max(1, round(settings.steps / (count // min(settings.batch, count))))
+    return Recipe(rate, epochs, settings.batch, settings.momentum, settings.weight_decay, spec.student.augmentation)
 
 
 def pretrain_encoder(

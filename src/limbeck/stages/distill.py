@@ -77,9 +77,10 @@ class _Found:
 def distill(task: StageTask) -> None:
     """Write `synthetic.safetensors` and `history.parquet`.
 
-    The first holds images f32[m, 3, s, s] (normalised), targets f32[m, d], rate f32[], and initial_images; the second
-    the matching loss and the rate of every iteration, and the expert and the start epoch of its first pair. With krrSt
-    these are the loss of the regression, the student of the pool, and how many steps that had taken.
+    The first holds images f32[m, 3, s, s] (normalised), the same as they are kept, stored f32[m, 3, r, r], targets
+    f32[m, d], rate f32[], and initial_images, what the images were at the start; the second the matching loss and the
+    rate of every iteration, and the expert and the start epoch of its first pair. With krrSt these are the loss of the
+    regression, the student of the pool, and how many steps that had taken.
 
     Several ranks of torch.distributed may do it together: each matches its share of an iteration's pairs, all hold and
     write the same set, and the first saves and reads the checkpoints.
@@ -89,6 +90,7 @@ def distill(task: StageTask) -> None:
     start = _warm_start(task) if settings.warm_start else _real_start(task)
     config = student_config(spec)
     synthetic = SyntheticSet(start.images, start.targets, start.rate, settings, device)
+    initial = synthetic.now.images.clone()
     history = torch.zeros(settings.iterations, 4, dtype=torch.float64)  # loss, rate, expert, start
     checkpoint, first, leads = task.checkpoint(), 0, place()[0] == 0
     saved = from_first(checkpoint.load() if leads else None, device)
@@ -136,7 +138,13 @@ def distill(task: StageTask) -> None:
         _show(task, settings.iterations, result.images)
     save_tensors(
         task.out / "synthetic.safetensors",
-        {"images": result.images, "targets": result.targets, "rate": result.rate, "initial_images": start.images},
+        {
+            "images": result.images,
+            "stored": result.stored,
+            "targets": result.targets,
+            "rate": result.rate,
+            "initial_images": initial,
+        },
     )
     _write_history(task.out / "history.parquet", history)
 
@@ -211,6 +219,7 @@ class _Kernel:
             rate=inner.rate,
             momentum=inner.momentum,
             seed=spec.seed,
+            augmentation=spec.student.augmentation,
         )
 
     def iterate(self, iteration: int, now: Snapshot) -> _Found:

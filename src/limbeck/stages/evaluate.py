@@ -127,7 +127,7 @@ class _Data:
             load_tensors(task.input_file("distill", "synthetic.safetensors"))[0] if "distill" in task.inputs else {}
         )
         self._targets = open_targets(task.inputs["targets"].path)
-        self._size = task.spec.distill.count(len(self._dataset))
+        self._size = task.spec.distill.budget(len(self._dataset), task.spec.source.image_size)
         self._full = self._examples(self._dataset, self._targets)
         self._labelled = {
             name: self._labelled_images(ImageDataset.open(result.path))
@@ -167,34 +167,35 @@ class _Data:
         rate = evaluate.baseline_rate or spec.trajectories.optimizer.rate
         if method == "distilled":
             rate = self._synthetic["rate"].item()
-        recipe = recipe_of(spec, rate)
         inputs = self._task.inputs
         makers: dict[str, Callable[[], _Diet | _SslDiet | None]] = {
             "none": lambda: None,
             "distilled": lambda: _Diet(
                 Examples.held(self._synthetic["images"], self._synthetic["targets"], self._task.shop.device),
-                recipe,
+                recipe_of(spec, rate, len(self._synthetic["images"])),
                 {"distilled": inputs["distill"].digest},
             ),
-            "full": lambda: _Diet(self._full, recipe, {"targets": inputs["targets"].digest, "subset": "all"}),
+            "full": lambda: _Diet(
+                self._full,
+                recipe_of(spec, rate, len(self._full)),
+                {"targets": inputs["targets"].digest, "subset": "all"},
+            ),
             "fullSsl": lambda: _SslDiet(
                 lambda: Examples.pixels(self._dataset.images, self._task.shop.device), ssl_settings(spec)
             ),
-            "random": lambda: self._subset(
-                random_subset(len(self._dataset), self._size, derive(seed, "random")), recipe
-            ),
-            "highLoss": lambda: self._subset(self._scores.argsort(descending=True, stable=True)[: self._size], recipe),
-            "kCenter": lambda: self._subset(self._centers, recipe),
-            "facilityLocation": lambda: self._subset(self._standing_for_all, recipe),
+            "random": lambda: self._subset(random_subset(len(self._dataset), self._size, derive(seed, "random")), rate),
+            "highLoss": lambda: self._subset(self._scores.argsort(descending=True, stable=True)[: self._size], rate),
+            "kCenter": lambda: self._subset(self._centers, rate),
+            "facilityLocation": lambda: self._subset(self._standing_for_all, rate),
         }
         return makers[method]()
 
-    def _subset(self, indices: Tensor, recipe: Recipe) -> _Diet:
+    def _subset(self, indices: Tensor, rate: float) -> _Diet:
         description = {
             "targets": self._task.inputs["targets"].digest,
             "subset": json_digest(indices.tolist()),
         }
-        return _Diet(self._full.subset(indices), recipe, description)
+        return _Diet(self._full.subset(indices), recipe_of(self._task.spec, rate, len(indices)), description)
 
     def probe(self, encoder: nn.Module, config: EncoderConfig, method: str, seed: int) -> list[Score]:
         """Probe a frozen encoder on every task with every share of the labels."""

@@ -81,6 +81,7 @@ def _distill(spec: DistillationSpec, images: int) -> dict[str, Any]:
 def _evaluate(spec: DistillationSpec, images: int) -> dict[str, Any]:
     settings = spec.evaluate.wire()
     settings["tasks"] = [task.name for task in spec.evaluate.tasks]  # their datasets' digests stand for the rest
+    settings["resolution"] = spec.distill.resolution  # with the selection's size, how many images rivals are given
     settings["baselineRate"] = spec.evaluate.baseline_rate or spec.trajectories.optimizer.rate
     return {"evaluate": settings, "encoderVersion": ENCODER_VERSION, "student": spec.student.wire(), "seed": spec.seed}
 

@@ -21,10 +21,11 @@ def register(task: StageTask) -> None:
     accuracies = summarize(read_scores(task.input_file("evaluate", FILE)))
     DistilledSet(
         images=synthetic["images"],
+        stored=synthetic["stored"],
         targets=synthetic["targets"],
         mean=torch.from_numpy(dataset.mean),
         std=torch.from_numpy(dataset.std),
-        recipe=recipe_of(spec, synthetic["rate"].item()),
+        recipe=recipe_of(spec, synthetic["rate"].item(), len(synthetic["images"])),
         spec=redact_strings(spec.content()),
         lineage={
             "source": task.inputs["dataset"].manifest.inputs["source"],
