@@ -91,7 +91,8 @@ class Study:
 
     def result(self, variant: Variant) -> Path:
         """Where its figures are kept: the name tells the settings."""
-        digest = json_digest(self.distillation(variant).spec.content())
+        base = yaml.safe_load(self.base.read_text())
+        digest = json_digest({"base": base["spec"], "set": variant.overrides()})
         return RESULTS / self.name / f"{run_name(variant.name)}-{digest[:12]}.json"
 
 
@@ -119,9 +120,13 @@ def run(
         if left:
             call(work, share, until, "prepare", name, *(variant.name for variant in left))
         with ThreadPoolExecutor(together) as pool:
-            for done in [pool.submit(finish, study, variant, work, share, until) for variant in left]:
-                done.result()
-    except Stopped:
+            under_way = [pool.submit(finish, study, variant, work, share, until) for variant in left]
+            try:
+                for done in under_way:
+                    done.result()
+            finally:
+                pool.shutdown(cancel_futures=True)  # where one was stopped or has failed, no other begins
+    except (Stopped, KeyboardInterrupt):
         print("stopped; the same command goes on from there", flush=True)  # noqa: T201
     if study.result(study.variants[0]).exists():
         table(name)
@@ -157,7 +162,9 @@ def finish(study: Study, variant: Variant, work: Path, threads: int, until: floa
     }
     target = study.result(variant)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(figures, indent=1) + "\n")
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(figures, indent=1) + "\n")
+    partial.replace(target)
     print(f"{variant.name}: {', '.join(cells(figures, figures))}", flush=True)  # noqa: T201
 
 

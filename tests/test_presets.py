@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from limbeck.presets import PRESETS, preset_fields
-from limbeck.spec import DistillationSpec, Source
+from limbeck.spec import Distill, DistillationSpec, Source, Targets
 from limbeck.specfile import SpecError, read_spec
 
 SOURCE = {"source": {"uri": "sklearn:digits"}}
@@ -26,6 +26,17 @@ def test_the_default_is_the_recommended_one_and_leaves_the_fields_defaults():
         SOURCE | {"preset": "recommended"}
     )
     assert DistillationSpec(source=Source(uri="sklearn:digits")) == DistillationSpec.model_validate(SOURCE)
+
+
+def test_from_python_a_preset_is_completed_too():
+    source = Source(uri="sklearn:digits")
+    spec = DistillationSpec(source=source, preset="paper", distill=Distill(iterations=5), targets=Targets())
+    assert (spec.distill.iterations, spec.distill.inner_optimizer.momentum) == (5, 0.0)
+    assert not spec.targets.standardize
+    named = {"pixel_step": 5.0, "inner_optimizer": {"weight_decay": 0.1}}
+    spec = DistillationSpec.model_validate({"source": source, "preset": "paper", "distill": named})
+    assert (spec.distill.pixel_step, spec.distill.inner_optimizer.weight_decay) == (5.0, 0.1)
+    assert (spec.distill.momentum, spec.distill.inner_optimizer.momentum) == (0.5, 0.0)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from pydantic import BaseModel
@@ -94,7 +95,7 @@ def _definition(
     schema, said = _Schema(model), _Schema(status)
     spec = schema.inline(schema.document["properties"]["spec"])
     settings = spec["properties"]["template"]["properties"]["spec"] if kind == api.SCHEDULE else spec
-    _fill(settings, _DEFAULTS)
+    _fill(settings, deepcopy(_DEFAULTS))
     _leave_to_presets(settings)
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -153,11 +154,20 @@ def _fill(schema: dict[str, Any], defaults: Mapping[str, Any]) -> None:
 
 def _leave_to_presets(schema: dict[str, Any]) -> None:
     """Take the defaults from fields that presets set, or the API server would fill in those of another preset."""
-    for *sections, name in preset_fields():
+    for path in preset_fields():
         section = schema
-        for part in sections:
-            section = section["properties"][part]
-        del section["properties"][name]["default"]
+        for depth, name in enumerate(path):
+            _forget(section.get("default"), path[depth:])
+            section = section["properties"][name]
+        del section["default"]
+
+
+def _forget(default: Any, path: tuple[str, ...]) -> None:
+    """Take a field out of the default of a section that holds it, if that has one."""
+    for name in path[:-1]:
+        default = (default or {}).get(name)
+    if default:
+        default.pop(path[-1], None)
 
 
 def _column(name: str, kind: str, path: str, description: str = "") -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """Named settings that a spec starts from: what it does not say itself is the preset's, then the field's own default.
 
-`recommended` is the fields' defaults: what did best in the study (`docs/recipe.md`). `paper` is what the paper and its
-authors' code use, every field of it, so that it stays what it is when a default changes.
+`recommended` is the fields' defaults; `docs/recipe.md` says what they rest on. `paper` is what the paper and its
+authors' code use, written out, so that it stays what it is when a default changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.alias_generators import to_snake
 
 Preset = Literal["recommended", "paper"]
 
@@ -16,6 +19,7 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     "recommended": {},
     "paper": {
         "targets": {"standardize": False},
+        "student": {"augmentation": "none"},
         "trajectories": {
             "experts": 100,
             "batch": 256,
@@ -59,13 +63,15 @@ def preset_fields() -> frozenset[tuple[str, ...]]:
 
 def _merged(own: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(own)
-    for name, value in preset.items():
-        found = own.get(name)
-        if isinstance(value, Mapping):
-            if name not in own or isinstance(found, Mapping):
-                merged[name] = _merged(found or {}, value)
-        elif name not in own:
-            merged[name] = value
+    for wire, value in preset.items():
+        name = next((given for given in (wire, to_snake(wire)) if given in own), wire)
+        found = own.get(name, {})
+        if isinstance(found, BaseModel):
+            found = found.model_dump(by_alias=True, exclude_unset=True)
+        if not isinstance(value, Mapping):
+            merged.setdefault(name, value)
+        elif isinstance(found, Mapping):
+            merged[name] = _merged(found, value)
     return merged
 
 

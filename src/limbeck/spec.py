@@ -245,7 +245,8 @@ class Distill(Section):
     method: Literal["mkdt", "krrSt"] = Field(
         "mkdt",
         description="Match expert trajectories (MKDT), or regress the targets of real images on the synthetic ones "
-        "(KRR-ST), which uses neither experts nor an inner loop but innerOptimizer's rate and momentum.",
+        "(KRR-ST), by no inner loop but a pool of students that are trained at innerOptimizer's rate and momentum; "
+        "experts then only score images for the start.",
     )
     size: Count | None = Field(None, description="Number of synthetic images; instead of fraction.")
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
@@ -439,8 +440,9 @@ class Evaluate(Section):
         default_factory=_usual_baselines,
         max_length=7,
         description="What stands beside the distilled set, under the same protocol: no pre-training; as many real "
-        "images, drawn at random, of highest loss, by k-centre or by facility location on the targets (SAS); all "
-        "images with the teacher's targets, or by the teacher's own self-supervised objective.",
+        "pixels of real images, drawn at random, of highest loss, by k-centre or by facility location on the targets "
+        "(as SAS does); all images with the teacher's targets, or by the teacher's self-supervised objective (Barlow "
+        "Twins for an imported one).",
     )
     epochs: Count = Field(20, description="Epochs of pre-training.")
     steps: Count | None = Field(
@@ -864,8 +866,8 @@ class DistillationSpec(Section):
 
     preset: Preset = Field(
         "recommended",
-        description="What fields that are not given say: what has done best here, which is the default that stands "
-        "beside each, or the settings of the MKDT paper and its authors' code.",
+        description="What fields that are not given say: the default that stands beside each, or the settings of the "
+        "MKDT paper and its authors' code.",
     )
     source: Source = Field(description="The unlabelled images to distil.")
     output: Output = Field(default_factory=Output, description="Where results go.")
@@ -933,6 +935,13 @@ class DistillationSpec(Section):
             for field, images in smallest.items():
                 if images < 2:
                     raise _conflict(field, images, "at least 2, for a student with batch norm")
+
+    @property
+    def ssl_teacher(self) -> Teacher:
+        """How the baseline fullSsl is trained: as the teacher; by Barlow Twins where that is imported."""
+        if self.teacher.checkpoint is None:
+            return self.teacher
+        return self.teacher.model_copy(update={"algorithm": "barlowTwins", "checkpoint": None})
 
     def content(self) -> dict[str, Any]:
         """The settings that shape the distilled set, as in a file: not where it goes, or who makes it."""

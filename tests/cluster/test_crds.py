@@ -11,7 +11,7 @@ import pytest
 import yaml
 from kubernetes import client
 
-from limbeck.presets import preset_fields
+from limbeck.presets import PRESETS, preset_fields
 from limbeck.spec import DistillationSpec
 from limbeck_operator import api
 from limbeck_operator.crds import crds
@@ -52,6 +52,13 @@ def test_the_server_fills_in_the_defaults_of_the_spec(create):
     for *sections, name in preset_fields():  # which the preset fills in, when the spec is read
         del reduce(dict.__getitem__, sections, expected)[name]
     assert without_empty(made) == without_empty(expected)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_the_server_has_filled_in_is_the_preset_s_spec(create, preset):
+    given = SOURCE | {"preset": preset}
+    made = create(distillation(given))["spec"]
+    assert DistillationSpec.model_validate(made) == DistillationSpec.model_validate(given)
 
 
 def without_empty(value: Any) -> Any:

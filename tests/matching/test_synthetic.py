@@ -20,7 +20,7 @@ def draws(*shape, seed=0):
 
 def made(**settings: Any) -> SyntheticSet:
     given = {"iterations": 10, "optimizer": "sgd", "momentum": 0.0, "pixel_step": 0.1, "target_step": 0.1} | settings
-    return SyntheticSet(draws(6, 3, 4, 4), draws(6, 5, seed=1), 0.1, Distill(**given), CPU)
+    return SyntheticSet(draws(6, 3, 4, 4), draws(6, 5, seed=1), 0.1, Distill(**given), 4, CPU)
 
 
 def pulled(synthetic: SyntheticSet, iteration: int, goal: torch.Tensor) -> None:

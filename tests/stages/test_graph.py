@@ -37,7 +37,6 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("distill.pixelStep", 1.0, {"distill"}),
     ("distill.method", "krrSt", {"distill"}),
     ("distill.resolution", 4, {"distill", "evaluate"}),
-    ("distill.kernel", {"pool": 3}, {"distill"}),
     ("distill.innerOptimizer", {"momentum": 0.0}, {"distill"}),
     ("distill.expertGap", 3, {"trajectories", "distill"}),  # one more epoch of the experts
     ("distill.maxStartEpoch", 1, {"trajectories", "distill"}),
@@ -77,8 +76,18 @@ def test_where_and_by_whom_a_set_is_made_shapes_nothing(field, value):
     assert shaped({field: value}) == set()
 
 
+def test_a_method_s_settings_shape_what_it_makes_and_not_what_the_other_does():
+    assert shaped({"distill.kernel": {"pool": 3}}) == EVERYWHERE
+    krr = {"distill.method": "krrSt"}
+    (distill,) = (stage for stage in STAGES if stage.name == "distill")
+    usual = distill.settings(spec(krr), 200)
+    assert distill.settings(spec(krr | {"distill.innerSteps": 9}), 200) == usual
+    assert distill.settings(spec(krr | {"distill.kernel": {"pool": 3}}), 200) != usual
+
+
 def test_the_same_setting_said_in_another_way_shapes_nothing():
     assert shaped({"trajectories.epochs": 3}) == EVERYWHERE
+    assert shaped({"distill.resolution": 8}) == EVERYWHERE
     assert shaped({"evaluate.baselineRate": 0.1}) == EVERYWHERE
 
 

@@ -254,6 +254,8 @@ def test_a_set_of_small_images_has_more_of_them_and_rivals_have_as_many_pixels(t
     assert recipes == {6}
     again = {"distill.resolution": 4, "distill.size": 40, "distill.warmStart": str(folder(tmp_path, "register"))}
     assert run_tiny(tmp_path / "again", again | {"evaluate.tasks": []}).succeeded
+    onward = tensors(tmp_path / "again", "distill", "synthetic.safetensors")
+    torch.testing.assert_close(onward["initial_images"], distilled.images, atol=2e-5, rtol=0)  # not blurred again
 
 
 def test_without_tasks_nothing_is_evaluated(limbeck, tmp_path):

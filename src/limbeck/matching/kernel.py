@@ -49,11 +49,10 @@ def ridge_loss(features: Tensor, targets: Tensor, real_features: Tensor, real_ta
         real_targets: f[b, d].
         ridge: as a share of the trace of F F^T.
     """
-    kernel = features @ features.T
+    kernel = features.double() @ features.double().T  # in float32 the solution would be off by a hundredth
     shift = ridge * kernel.detach().trace()
-    solved = torch.linalg.solve(
-        kernel + shift * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device), targets
-    )
+    identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    solved = torch.linalg.solve(kernel + shift * identity, targets.double()).to(targets.dtype)
     return functional.mse_loss(real_features @ (features.T @ solved), real_targets)
 
 
@@ -90,7 +89,9 @@ class KernelRegression:
         self._encoder = FlatNetwork(nn.Sequential(student.encoder, nn.Flatten()))
         # ages are spread at first, so that all stages of training are seen from the first iteration on
         draws = generator(seed, "krr", "ages")
-        self._ages = torch.randint(settings.pool_steps, (settings.pool,), generator=draws)
+        self._first_ages = torch.randint(settings.pool_steps, (settings.pool,), generator=draws)
+        self._ages = torch.zeros(settings.pool, dtype=torch.int64)
+        self._prepared = False
         self._taken = torch.zeros(settings.pool, dtype=torch.int64)  # how many students a place of the pool has had
         self._thetas = torch.stack([self._fresh(place) for place in range(settings.pool)])
         self._velocities = torch.zeros_like(self._thetas)
@@ -98,12 +99,19 @@ class KernelRegression:
     def prepare(self, images: Tensor, targets: Tensor, between: Callable[[], None]) -> None:
         """Bring the students of a fresh pool to their ages, on the synthetic set as it is at the start.
 
-        `between` is called after every step.
+        `between` is called after every step; a pool that was packed then goes on from there.
         """
-        for place, age in enumerate(self._ages.tolist()):
-            for step in range(age):
-                self._train(place, step, images, targets)
+        for place, age in enumerate(self._first_ages.tolist()):
+            while self._ages[place] < age:
+                self._train(place, int(self._ages[place]), images, targets)
+                self._ages[place] += 1
                 between()
+        self._prepared = True
+
+    def preparation(self) -> tuple[int, int]:
+        """How many steps `prepare` has to take in all, and how many are taken."""
+        total = int(self._first_ages.sum())
+        return total, total if self._prepared else int(self._ages.sum())
 
     def iterate(self, iteration: int, images: Tensor, targets: Tensor) -> Regressed:
         """The loss and its gradient for images f[m, 3, s, s] and targets f[m, d]; the student then takes a step."""
@@ -130,13 +138,15 @@ class KernelRegression:
 
     def pack(self) -> dict[str, Tensor]:
         """Tensors of a checkpoint."""
-        return {"thetas": self._thetas, "velocities": self._velocities, "ages": self._ages, "taken": self._taken}
+        tensors = {"thetas": self._thetas, "velocities": self._velocities, "ages": self._ages, "taken": self._taken}
+        return tensors | {"prepared": torch.tensor(self._prepared)}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `pack`."""
         device = self._examples.device
         self._thetas, self._velocities = tensors["thetas"].to(device), tensors["velocities"].to(device)
         self._ages, self._taken = tensors["ages"].cpu(), tensors["taken"].cpu()
+        self._prepared = bool(tensors["prepared"])
 
     def _fresh(self, place: int) -> Tensor:
         purpose = ("krr", place, int(self._taken[place]))

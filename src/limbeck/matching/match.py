@@ -12,7 +12,7 @@ from limbeck.matching.steps import Steps
 from limbeck.matching.unroll import InnerLoop, SyntheticGradient, replay_gradient, run_inner_loop
 from limbeck.nn.augmentation import Moves
 
-_UNMOVED = 1e-6  # share of the mean tensor's distance below which one counts as not moved by the expert
+_UNMOVED = 1e-4  # share of the mean tensor's distance below which one counts as not moved by the expert
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from limbeck.nn.flat import FlatNetwork
 from limbeck.seeding import generator
 
 _BATCH = 512
+_MOST = 2**22  # similarities that are held at once
 _LOOKS = 5  # ln(100): a step then finds one of the best hundredth but for a chance of one in a hundred
 _BLOCK = 1024  # points whose distances are computed at once, in the processor's cache
 
@@ -54,7 +57,9 @@ def k_center(points: NDArray[np.float32], size: int, seed: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def facility_location(points: NDArray[np.float32], size: int, seed: int) -> Tensor:
+def facility_location(
+    points: NDArray[np.float32], size: int, seed: int, between: Callable[[], None] = lambda: None
+) -> Tensor:
     """Indices, i64[size], that greedily maximise the facility location of cosine similarities.
 
     The value of a subset is the sum over all points of 1 + their largest cosine with one of the subset: each point is
@@ -66,6 +71,7 @@ def facility_location(points: NDArray[np.float32], size: int, seed: int) -> Tens
         points: f32[n, d], perhaps mapped.
         size: how many to choose, at most n.
         seed: of what each step looks at.
+        between: called after every step.
 
     Raises:
         ValueError: `size` is larger than n.
@@ -88,6 +94,7 @@ def facility_location(points: NDArray[np.float32], size: int, seed: int) -> Tens
         for start in range(0, count, _BLOCK):
             part = covered[start : start + _BLOCK]
             np.maximum(part, 1.0 + (_directions(points[start : start + _BLOCK]) @ direction.T)[:, 0], out=part)
+        between()
     return torch.tensor(chosen)
 
 
@@ -102,10 +109,10 @@ def _gains(
     points: NDArray[np.float32], directions: NDArray[np.float32], covered: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """What each of the candidates f32[c, d] would add, f64[c], to similarities f32[n] that are reached already."""
-    gains = np.zeros(len(directions))
-    for start in range(0, len(points), _BLOCK):
-        similarity = 1.0 + _directions(points[start : start + _BLOCK]) @ directions.T
-        gains += np.maximum(similarity - covered[start : start + _BLOCK, None], 0.0).sum(0, dtype=np.float64)
+    gains, block = np.zeros(len(directions)), max(1, min(_BLOCK, _MOST // len(directions)))
+    for start in range(0, len(points), block):
+        similarity = 1.0 + _directions(points[start : start + block]) @ directions.T
+        gains += np.maximum(similarity - covered[start : start + block, None], 0.0).sum(0, dtype=np.float64)
     return gains
 
 

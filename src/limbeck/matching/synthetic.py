@@ -32,21 +32,27 @@ class SyntheticSet:
     U f32[m, r] and V f32[r, d] that start as the best approximation of the given ones.
 
     Args:
-        images: f32[m, 3, s, s], normalised.
+        images: f32[m, 3, s, s], normalised; or as they are kept, f32[m, 3, r, r].
         targets: f32[m, d].
         rate: where the inner learning rate starts.
         settings: optimiser, step sizes and schedule.
+        shown: s, the side at which networks see the images.
         device: where the parameters are kept.
 
     With `resolution` the images are kept smaller and enlarged to those that networks see; they start as the given ones,
     shrunk.
     """
 
-    def __init__(self, images: Tensor, targets: Tensor, rate: float, settings: Distill, device: torch.device) -> None:
+    def __init__(
+        self, images: Tensor, targets: Tensor, rate: float, settings: Distill, shown: int, device: torch.device
+    ) -> None:
         self._settings = settings
-        shown = images.shape[-1]
-        self._enlarge = Enlarging(settings.side(shown), shown, device)
-        starts = {"images": self._enlarge.shrink(images), "log_rate": torch.tensor(math.log(rate))}
+        kept = settings.side(shown)
+        self._enlarge = Enlarging(kept, shown, device)
+        starts = {
+            "images": images if images.shape[-1] == kept else self._enlarge.shrink(images),
+            "log_rate": torch.tensor(math.log(rate)),
+        }
         rank = settings.target_rank
         if rank is None or rank >= min(targets.shape):
             starts["targets"] = targets
@@ -59,13 +65,13 @@ class SyntheticSet:
         }
         self._optimizer = _optimizer(self._parameters, settings)
         self._steps = [group["lr"] for group in self._optimizer.param_groups]
-        self._mean = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._parameters.items()}
+        self._mean = {name: torch.zeros_like(tensor) for name, tensor in self._values().items()}
         self._averaged = 0
 
     @property
     def now(self) -> Snapshot:
         """The set as it is; its tensors are not parameters."""
-        return self._snapshot(self._parameters)
+        return self._snapshot(self._values())
 
     @property
     def result(self) -> Snapshot:
@@ -88,13 +94,17 @@ class SyntheticSet:
         self._optimizer.step()
         if iteration >= (1.0 - self._settings.average_last) * self._settings.iterations:
             self._averaged += 1
-            for name, mean in self._mean.items():
-                mean += (parameters[name].detach() - mean) / self._averaged
+            for name, value in self._values().items():
+                self._mean[name] += (value - self._mean[name]) / self._averaged
 
-    def _snapshot(self, parameters: Mapping[str, Tensor]) -> Snapshot:
-        values = {name: tensor.detach() for name, tensor in parameters.items()}
-        targets = values["targets"] if "targets" in values else values["target_left"] @ values["target_right"]
-        return Snapshot(self._enlarge(values["images"]), values["images"], targets, values["log_rate"].exp())
+    def _values(self) -> dict[str, Tensor]:
+        """Stored images, targets, and the logarithm of the rate."""
+        given = {name: tensor.detach() for name, tensor in self._parameters.items()}
+        targets = given["targets"] if "targets" in given else given["target_left"] @ given["target_right"]
+        return {"images": given["images"], "targets": targets, "log_rate": given["log_rate"]}
+
+    def _snapshot(self, values: Mapping[str, Tensor]) -> Snapshot:
+        return Snapshot(self._enlarge(values["images"]), values["images"], values["targets"], values["log_rate"].exp())
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Tensors and values of a checkpoint."""

@@ -8,7 +8,7 @@ another gradient (`limbeck.matching.kernel`); all else is the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,7 +45,7 @@ _PICTURES, _SHOWN = 10, 100  # pictures of a run, and how many images each shows
 
 @dataclass(frozen=True)
 class _Start:
-    images: Tensor  # f32[m, 3, s, s], normalised
+    images: Tensor  # f32[m, 3, s, s], normalised; of an earlier set as they are kept
     targets: Tensor  # f32[m, d]
     rate: float
 
@@ -62,8 +62,8 @@ class _Method(Protocol):
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `pack`."""
 
-    def prepare(self, now: Snapshot) -> None:
-        """Called once, before the first iteration of a fresh run."""
+    def prepare(self, now: Snapshot, between: Callable[[], None]) -> None:
+        """What comes before the first iteration, from where it was cut; `between` is called again and again."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,11 @@ def distill(task: StageTask) -> None:
     settings, device = spec.distill, shop.device
     start = _warm_start(task) if settings.warm_start else _real_start(task)
     config = student_config(spec)
-    synthetic = SyntheticSet(start.images, start.targets, start.rate, settings, device)
+    synthetic = SyntheticSet(start.images, start.targets, start.rate, settings, spec.source.image_size, device)
+    if place()[1] > 1:  # processors differ in last bits: all ranks start as the first does
+        started = from_first(synthetic.pack(), device)
+        assert started is not None
+        synthetic.unpack(*started)
     initial = synthetic.now.images.clone()
     history = torch.zeros(settings.iterations, 4, dtype=torch.float64)  # loss, rate, expert, start
     checkpoint, first, leads = task.checkpoint(), 0, place()[0] == 0
@@ -100,9 +104,7 @@ def distill(task: StageTask) -> None:
     bars = shop.progress.bar("distill", settings.iterations, "iterations", first)
     with fitting_threads(config, batch), bars as bar:
         method: _Method = _Kernel(task) if settings.method == "krrSt" else _Mkdt(task, start, batch)
-        if saved is None:
-            method.prepare(synthetic.now)
-        else:
+        if saved is not None:
             tensors, values = saved
             synthetic.unpack(tensors, values)
             method.unpack(tensors)
@@ -113,20 +115,25 @@ def distill(task: StageTask) -> None:
             state |= {"history": history[:iterations], **method.pack()}
             checkpoint.save(state, {"iterations": iterations, **values})
 
-        for iteration in range(first, settings.iterations):
+        def pause(iterations: int) -> None:
             shop.stop.requested = anyone(shop.stop.requested, device)
             if leads and (checkpoint.due() or shop.stop.requested):
-                save(iteration)
+                save(iterations)
             shop.stop.check()
+
+        method.prepare(synthetic.now, lambda: pause(0))
+        for iteration in range(first, settings.iterations):
+            pause(iteration)
             now = synthetic.now
             if leads and iteration % max(1, settings.iterations // _PICTURES) == 0:
                 _show(task, iteration, now.images)
             found = method.iterate(iteration, now)
             rate = now.rate.item()
             if not (math.isfinite(found.loss) and found.gradient.rate.isfinite()):
+                lower = "pixelStep, rateStep" if settings.method == "mkdt" else "pixelStep, targetStep"
                 raise WorkError(
                     f"distill: the matching loss is {found.loss:g} at iteration {iteration}, rate {rate:.3g}; "
-                    "lower spec.distill.pixelStep, rateStep or innerOptimizer.rate"
+                    f"lower spec.distill.{lower} or innerOptimizer.rate"
                 )
             synthetic.step(found.gradient, iteration)
             history[iteration] = torch.tensor([found.loss, rate, found.expert, found.start], dtype=torch.float64)
@@ -196,7 +203,7 @@ class _Mkdt:
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
         pass
 
-    def prepare(self, now: Snapshot) -> None:
+    def prepare(self, now: Snapshot, between: Callable[[], None]) -> None:
         pass
 
 
@@ -211,7 +218,7 @@ class _Kernel:
             dataset.images, dataset.mean, dataset.std, shop.device, targets, say=shop.progress.say
         )
         inner = spec.distill.inner_optimizer
-        self._stop = shop.stop
+        self._progress = shop.progress
         self._regression = KernelRegression(
             student_config(spec),
             examples,
@@ -232,8 +239,16 @@ class _Kernel:
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
         self._regression.unpack({n.removeprefix("pool."): t for n, t in tensors.items() if n.startswith("pool.")})
 
-    def prepare(self, now: Snapshot) -> None:
-        self._regression.prepare(now.images, now.targets, self._stop.check)
+    def prepare(self, now: Snapshot, between: Callable[[], None]) -> None:
+        total, done = self._regression.preparation()
+        with self._progress.bar("pool", total, "steps", done) as bar:
+
+            def stepped() -> None:
+                bar.advance()
+                between()
+
+            if done < total:
+                self._regression.prepare(now.images, now.targets, stepped)
 
 
 def _real_start(task: StageTask) -> _Start:
@@ -262,7 +277,8 @@ def _warm_start(task: StageTask) -> _Start:
     standardize = read_standardization(task.inputs["targets"].path)
     targets = standardize(teacher.represent(pixels.to(task.shop.device)).cpu())
     mean, std = (torch.from_numpy(v)[:, None, None] for v in (dataset.mean, dataset.std))
-    return _Start((pixels - mean) / std, targets, earlier.recipe.rate)
+    kept = pixels if earlier.stored is None else earlier.pixels(earlier.stored)
+    return _Start((kept - mean) / std, targets, earlier.recipe.rate)
 
 
 def _write_history(path: Path, history: Tensor) -> None:

@@ -32,7 +32,7 @@ from limbeck.scores import FILE, Score, write_scores
 from limbeck.seeding import derive
 from limbeck.spec import Architecture, DistillationSpec, Teacher
 from limbeck.ssl.training import train_ssl
-from limbeck.stages.graph import ENCODER_VERSION
+from limbeck.stages.graph import ENCODER_VERSION, objective_wire
 from limbeck.stages.task import StageTask
 from limbeck.store import Identity, json_digest
 from limbeck.threads import fitting_threads
@@ -108,14 +108,6 @@ def encoder_config(spec: DistillationSpec, architecture: Architecture) -> Encode
     return EncoderConfig(architecture, spec.source.image_size, width or 64, "batch")
 
 
-def ssl_settings(spec: DistillationSpec) -> Teacher:
-    """How encoders are pre-trained by self-supervised learning: as the teacher; Barlow Twins for an imported one."""
-    teacher = spec.teacher
-    if teacher.checkpoint is None:
-        return teacher
-    return teacher.model_copy(update={"algorithm": "barlowTwins", "checkpoint": None})
-
-
 class _Data:
     """The datasets, targets and subsets that encoders are pre-trained on and probed with."""
 
@@ -159,7 +151,7 @@ class _Data:
     @cached_property
     def _standing_for_all(self) -> Tensor:
         self._task.shop.progress.say("evaluate: the subset that stands for all images is chosen first")
-        return facility_location(self._targets, self._size, self._task.spec.seed)
+        return facility_location(self._targets, self._size, self._task.spec.seed, self._task.shop.stop.check)
 
     def diet(self, method: str, seed: int) -> _Diet | _SslDiet | None:
         """What `method` pre-trains on; None for no pre-training."""
@@ -181,7 +173,7 @@ class _Data:
                 {"targets": inputs["targets"].digest, "subset": "all"},
             ),
             "fullSsl": lambda: _SslDiet(
-                lambda: Examples.pixels(self._dataset.images, self._task.shop.device), ssl_settings(spec)
+                lambda: Examples.pixels(self._dataset.images, self._task.shop.device), spec.ssl_teacher
             ),
             "random": lambda: self._subset(random_subset(len(self._dataset), self._size, derive(seed, "random")), rate),
             "highLoss": lambda: self._subset(self._scores.argsort(descending=True, stable=True)[: self._size], rate),
@@ -236,7 +228,7 @@ def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: 
     section = {
         "encoder": config.wire(),
         "seed": seed,
-        "diet": diet.description if isinstance(diet, _Diet) else diet and {"ssl": diet.settings.wire()},
+        "diet": diet.description if isinstance(diet, _Diet) else diet and {"ssl": objective_wire(diet.settings)},
         "recipe": diet.recipe.wire() if isinstance(diet, _Diet) else None,
         "labelFractions": settings.label_fractions,
         "probe": settings.probe.wire(),

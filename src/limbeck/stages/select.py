@@ -42,7 +42,7 @@ def select(task: StageTask) -> None:
     elif spec.distill.initialization == "kCenter":
         indices = k_center(targets, size, spec.seed)
     elif spec.distill.initialization == "facilityLocation":
-        indices = facility_location(targets, size, spec.seed)
+        indices = facility_location(targets, size, spec.seed, shop.stop.check)
     else:
         indices = random_subset(len(dataset), size, spec.seed)
     save_tensors(task.out / "selection.safetensors", {"indices": indices, "scores": scores})
