@@ -6,6 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
+PYTEST = $(BIN)/python -m pytest
+
 # of `make image`: what it is called, what it is made from, cuda or cpu (then with TORCH_INDEX), and what makes it
 IMAGE ?= limbeck:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/limbeck/version.py)
 BASE ?= python:3.11-slim-bookworm
@@ -13,14 +15,18 @@ VARIANT ?= cuda
 TORCH_INDEX ?=
 BUILDER ?= docker
 
-.PHONY: demo test bench lint generate image clean
+.PHONY: demo test soak bench lint generate image clean
 
 demo: $(INSTALLED)
 	$(BIN)/limbeck demo
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m tests.cluster.binaries
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.cluster.binaries
+	LIMBECK_SOAK=1 $(PYTEST)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/distill.py

@@ -16,8 +16,9 @@ from limbeck_operator import api
 from tests.cluster.kubelet import succeed, until
 from tests.cluster.operating import OUTCOME, Objects
 from tests.pipelines.kubeflow import Kubeflow, state, task
+from tests.soak import times
 
-KILLS = 8
+KILLS = times(4, 8)
 
 
 @pytest.fixture

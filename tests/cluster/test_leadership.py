@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import re
 import signal
@@ -18,8 +17,9 @@ from limbeck_operator.fuse import STATUS
 from tests.cluster.control_plane import Asked
 from tests.cluster.kubelet import until
 from tests.cluster.operating import ACCOUNT, Objects, Replica
+from tests.soak import times
 
-STOPS = int(os.environ.get("LIMBECK_TEST_STOPS", "5"))
+STOPS = times(5, 40)
 LEASE = ("--lease-seconds", "2")
 AGENT = re.compile(rf"limbeck-operator/{re.escape(__version__)} \((operator-\d+)_[0-9a-f]{{8}}\)")
 
