@@ -165,7 +165,9 @@ def _register_one(arguments: tuple[str, str, str, int, float]) -> tuple[int, boo
 def test_sets_that_finish_together_agree_on_one_champion(server, tmp_path, name, equal):
     """Of equal ones exactly one is promoted; of unequal ones the best is the champion in the end."""
     work = [(server.uri, str(tmp_path / str(k)), name, k, 0.0 if equal else 0.02 * k) for k in range(5)]
-    with ProcessPoolExecutor(5, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("forkserver")  # torch and MLflow are imported once, not by each
+    context.set_forkserver_preload(["tests.tracking.test_registry"])
+    with ProcessPoolExecutor(5, context) as pool:
         outcomes = list(pool.map(_register_one, work))
     now = aliases(server, name)
     assert sorted(version for version, _ in outcomes) == [1, 2, 3, 4, 5]

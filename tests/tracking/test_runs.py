@@ -175,7 +175,7 @@ def test_a_run_that_somebody_has_opened_is_used(server, tmp_path, experiment, fi
 
 
 def test_a_run_that_is_killed_is_failed_and_goes_on(server, tmp_path, experiment):
-    changes = {"tracking": {"uri": server.uri}, "tracking.experiment": experiment, "distill.iterations": 800}
+    changes = {"tracking": {"uri": server.uri}, "tracking.experiment": experiment, "distill.iterations": 400}
     spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", {**changes, **AT_EVERY_CHANCE})
     command = [sys.executable, "-m", "limbeck.cli", "run", str(spec)]
 
@@ -198,7 +198,7 @@ def test_a_run_that_is_killed_is_failed_and_goes_on(server, tmp_path, experiment
     assert subprocess.run(command, capture_output=True).returncode == 0
     parent, stages = runs_in(server, experiment)
     assert parent.info.status == "FINISHED"
-    assert steps(server, stages["distill"], "matching_loss") == list(range(800))
+    assert steps(server, stages["distill"], "matching_loss") == list(range(400))
 
 
 def test_what_an_address_that_is_no_mlflow_gets_is_kept(tmp_path, finished, monkeypatch):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -27,13 +28,25 @@ NOWHERE = "http://127.0.0.1:9"
 FEW = {"distill.size": 4, "distill.iterations": 2, "evaluate.tasks": []}  # as many images as sets of `register` have
 
 
-@pytest.fixture
-def mlflow(tmp_path: Path) -> str:
-    """An MLflow with two versions of `digits`, of which the first is the champion."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    register(uri, tmp_path / "1", "digits", number=1)
-    register(uri, tmp_path / "2", "digits", number=2, shift=-0.1)
+def filled(folder: Path) -> str:
+    """A new MLflow in a folder with two versions of `digits`, of which the first is the champion."""
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with contextlib.chdir(folder):  # where MLflow keeps the files
+        register(uri, folder / "1", "digits", number=1)
+        register(uri, folder / "2", "digits", number=2, shift=-0.1)
     return uri
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One for all tests that only read it."""
+    return filled(tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.fixture
+def own_mlflow(tmp_path: Path) -> str:
+    """One for a test that changes it."""
+    return filled(tmp_path)
 
 
 @pytest.fixture
@@ -151,7 +164,7 @@ def test_what_is_no_version_is_one_line(limbeck, tmp_path, mlflow, which, phrase
     assert not (tmp_path / "out").exists()
 
 
-def test_one_that_cannot_be_had_is_one_line_before_any_work(limbeck, tmp_path, mlflow):
+def test_one_that_cannot_be_had_is_one_line_before_any_work(limbeck, tmp_path, own_mlflow):
     cases: list[tuple[dict[str, Any], int, str]] = [
         ({"distill.size": 5}, 2, "models:/digits/1 has 4 images of 8x8 pixels; 5 of 8x8, as this spec distils"),
         ({"source.imageSize": 16}, 2, "4 of 16x16, as this spec distils"),
@@ -159,7 +172,7 @@ def test_one_that_cannot_be_had_is_one_line_before_any_work(limbeck, tmp_path, m
         ({"tracking": {"enabled": False, "uri": "sqlite:///none.db"}}, 2, "nothing was tracked in none.db yet"),
     ]
     for changes, code, phrase in cases:
-        spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", starting(mlflow, **changes))
+        spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", starting(own_mlflow, **changes))
         for command in ("validate", "run"):
             outcome = limbeck(command, spec)
             assert outcome.code == code, outcome
@@ -170,7 +183,7 @@ def test_one_that_cannot_be_had_is_one_line_before_any_work(limbeck, tmp_path, m
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "none.db").exists()
     damage_all(tmp_path)
-    outcome = limbeck("run", write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", starting(mlflow)))
+    outcome = limbeck("run", write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", starting(own_mlflow)))
     assert (outcome.code, len(outcome.problems)) == (2, 1)
     assert "spec.distill.warmStart: models:/digits/1: distilled.safetensors was altered" in outcome.problems[0]
 
@@ -199,17 +212,17 @@ def look(limbeck, tmp_path) -> Callable[..., tuple[Any, Outcome]]:
     return looked
 
 
-def test_a_check_names_the_champion_of_now(look, mlflow):
-    done, outcome = look(mlflow)
+def test_a_check_names_the_champion_of_now(look, own_mlflow):
+    done, outcome = look(own_mlflow)
     assert (outcome.model, outcome.version, outcome.champion) == ("digits", 1, True)
     assert outcome.source_fingerprint == done.out.strip()
     assert done.err == ""
-    Registry(mlflow).promote("digits", 2)
-    assert look(mlflow)[1].version == 2
+    Registry(own_mlflow).promote("digits", 2)
+    assert look(own_mlflow)[1].version == 2
 
 
-def test_a_check_names_none_where_there_is_none_that_fits_and_says_why(look, tmp_path, mlflow):
-    def why(uri: str = mlflow, **changes: Any) -> str:
+def test_a_check_names_none_where_there_is_none_that_fits_and_says_why(look, tmp_path, own_mlflow):
+    def why(uri: str = own_mlflow, **changes: Any) -> str:
         done, outcome = look(uri, **changes)
         assert (outcome.model, outcome.version, outcome.champion) == (None, None, None)
         assert json.loads((tmp_path / "outcome").read_text()) == {"sourceFingerprint": done.out.strip()}
@@ -220,7 +233,7 @@ def test_a_check_names_none_where_there_is_none_that_fits_and_says_why(look, tmp
     assert "no such distilled set" in why(**{"registry.name": "other"})
     assert "version 1 has 4 images of 8x8 pixels; 5 of 8x8" in why(**{"distill.size": 5})
     assert "4 images of 8x8 pixels; 4 of 16x16" in why(**{"source.imageSize": 16})
-    register(mlflow, tmp_path / "3", "shy", number=3, promote="never")
+    register(own_mlflow, tmp_path / "3", "shy", number=3, promote="never")
     assert "shy has no alias 'champion'" in why(**{"registry.name": "shy"})
     damage_all(tmp_path)
     assert "distilled.safetensors was altered" in why()
