@@ -6,8 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-# two processes, which tests/conftest.py tells what to share; their threads do not spin while they wait
-PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# two processes, whose shares tests/sharing.py says; their threads do not spin while they wait
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 # of `make image`: what it is called, what it is made from, cuda or cpu (then with TORCH_INDEX), and what makes it
 IMAGE ?= limbeck:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/limbeck/version.py)

@@ -2,27 +2,30 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from limbeck import redact
 
-# In `make test` two processes share the tests: one has all that needs the API server first, the other all that needs
-# MLflow. So there is one of each, and the longest work begins at once. Other files go to whichever is free.
-_TOGETHER = ("tests/cluster/", "tests/tracking/", "tests/test_demo.py", "tests/fanout/")
-
 # gcsfs looks at it when it is imported, and asks emulators for what they lack unless it says no
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of pytest-xdist: with -n, one process has what belongs together."""
+    from tests.sharing import Sharing
+
+    return Sharing(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Says which tests stay in one process, and which come first, where there are several."""
-    if config.getoption("dist", "no") == "no":
-        return
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(next((name for name in _TOGETHER if file.startswith(name)), file)))
-    items.sort(key=lambda item: next((n for n, name in enumerate(_TOGETHER) if item.nodeid.startswith(name)), 99))
+    """In each of xdist's processes, the longest come first."""
+    if hasattr(config, "workerinput"):
+        from tests.sharing import place
+
+        items.sort(key=lambda item: place(item.nodeid))
 
 
 @pytest.fixture(autouse=True)

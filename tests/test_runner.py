@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from limbeck.nn.flat import FlatNetwork
 from limbeck.runner import Run
 from limbeck.store import Store
 from limbeck.summary import Summary
+from tests.forks import processes
 from tests.stages.tiny import (
     AT_EVERY_CHANCE,
     Lines,
@@ -37,7 +39,6 @@ from tests.stages.tiny import (
     distillation,
     finished,  # noqa: F401 - a fixture
     one_thread,  # noqa: F401 - a fixture
-    processes,
     result_files,
     run_in_child,
     run_tiny,
@@ -330,11 +331,17 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     changes = {"teacher.epochs": 3, "distill.iterations": 30, "evaluate.seeds": [0]}
     run_tiny(tmp_path / "uncut", changes)
     moments, killed = random.Random(20), 0
+    for output in ("first", "timed"):  # the first one starts the server of forks
+        started = time.monotonic()
+        child = processes().Process(target=run_in_child, args=(str(tmp_path / output), changes))
+        child.start()
+        child.join()
+    took = time.monotonic() - started
     cut = str(tmp_path / "cut")
     for _ in range(60):
         child = processes().Process(target=run_in_child, args=(cut, changes))
         child.start()
-        child.join(timeout=moments.uniform(0.05, 0.8) if killed < 12 else None)
+        child.join(timeout=moments.uniform(0.05, 0.3) * took if killed < 12 else None)
         if child.exitcode == 0:
             break
         assert child.exitcode is None, "it failed by itself"
@@ -344,7 +351,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     assert child.exitcode == 0
     assert killed >= 3
     assert result_files(tmp_path / "cut") == result_files(tmp_path / "uncut")
-    assert not [path for path in (tmp_path / "cut" / "work").rglob("*") if path.is_file()]
+    left = [path for path in (tmp_path / "cut" / "work").rglob("*") if path.is_file()]
+    assert not [path for path in left if path.suffix != ".lock"]  # a kill right after a commit leaves one; it is free
 
 
 def test_an_interrupted_command_says_how_to_go_on_and_the_same_command_finishes(tmp_path, monkeypatch, capfd):

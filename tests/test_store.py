@@ -20,11 +20,11 @@ from limbeck.checkpoint import Checkpoint
 from limbeck.errors import InputError, WorkError
 from limbeck.stages.task import Workshop
 from limbeck.store import DamagedResultError, Identity, Store
+from tests.forks import processes
 from tests.stages.tiny import (
     digests,
     finished,  # noqa: F401 - a fixture
     one_thread,  # noqa: F401 - a fixture
-    processes,
     run_tiny,
 )
 from tests.store.places import FILES, IDENTITY, MADE

@@ -110,6 +110,10 @@ class ByKubeflow:
         if not draft.has_finalizer():
             return Plan(finalizer=True)
         if self._name is None:
+            known = draft.status.get("kubeflow") or {}
+            if "id" in known and known["name"] == run_name(draft.metadata, timestamp(draft.now)):
+                # suspended and resumed in one second: another run would have the name of the one that was terminated
+                return Plan(again=draft.now + timedelta(seconds=1))
             return draft.make(draft.going("Submitting", _SUBMITTED), again=draft.now)
         again = self._again()
         if looked is None:

@@ -81,7 +81,7 @@ def test_it_is_terminated_when_suspended_or_deleted(objects, operate, kubeflow):
     first |= state("RUNNING")
     objects.patch("one", {"spec": {"execution": {"suspend": True}}})
     until(lambda: first["state"] == "CANCELING", "the run's termination", 60)
-    assert objects.condition("one", "Suspended") == ("True", "SuspendedBySpec")
+    until(lambda: objects.condition("one", "Suspended") == ("True", "SuspendedBySpec"), "it is said", 60)
     first["state"] = "CANCELED"
     until(lambda: objects.get("one")["status"]["kubeflow"]["state"] == "CANCELED", "the run's end", 60)
     objects.patch("one", {"spec": {"execution": {"suspend": False}}})

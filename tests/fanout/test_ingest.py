@@ -60,12 +60,19 @@ def dataset_files(output: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """A zip of large pictures of one colour each: few bytes, and some time to decode."""
+def drawn() -> list[bytes]:
+    """Large pictures of one colour each: few bytes, and some time to decode."""
     colours = np.random.default_rng(0).integers(0, 256, (40, 3), np.uint8)
-    drawn = [encoded(np.broadcast_to(colour, (1200, 1200, 3)).copy(), "JPEG") for colour in colours]
-    files = {f"{index:04d}.jpg": drawn[index % len(drawn)] for index in range(IMAGES)}
-    return write_zip(tmp_path_factory.mktemp("pictures") / "pictures.zip", files)
+    return [encoded(np.broadcast_to(colour, (1200, 1200, 3)).copy(), "JPEG") for colour in colours]
+
+
+def zipped(path: Path, drawn: list[bytes], images: int) -> Path:
+    return write_zip(path, {f"{index:04d}.jpg": drawn[index % len(drawn)] for index in range(images)})
+
+
+@pytest.fixture(scope="module")
+def pictures(drawn, tmp_path_factory) -> Path:
+    return zipped(tmp_path_factory.mktemp("pictures") / "pictures.zip", drawn, IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -134,16 +141,19 @@ def test_the_command_alone_goes_on_where_a_killed_driver_was(tmp_path, away, alo
     assert dataset_files(output) == alone
 
 
-def test_a_stop_ends_the_workers_and_what_they_finished_is_kept(tmp_path, away):
+def test_a_stop_ends_the_workers_and_what_they_finished_is_kept(tmp_path, away, bucket, drawn):
     arguments, output = away
-    run = eager(*arguments, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
     files = fsspec.filesystem("gs")
+    # so many that work is left, however late it is seen that some is done
+    files.put_file(str(zipped(tmp_path / "more.zip", drawn, 3 * IMAGES)), f"{bucket}/more.zip")
+    more = ["--set", f"source.uri={bucket}/more.zip"]
+    run = eager(*arguments, *more, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
     wait_for(lambda: files.glob(f"{output}/work/ingest/*/{RECORDS}"), 120, f"part: {run.err}")
     run.process.send_signal(signal.SIGINT)
     assert run.ends(30) == 1
     assert run.problems[-1].startswith("stopped; what is finished is kept. To go on: ")
     assert not marked(run.mark), "processes are left"
-    assert 0 < len(files.glob(f"{output}/work/ingest/*/{RECORDS}")) < PARTS
+    assert 0 < len(files.glob(f"{output}/work/ingest/*/{RECORDS}")) < 2 * PARTS  # of thrice as many
 
 
 # --- without ----------------------------------------------------------------------------------------------

@@ -156,6 +156,17 @@ def test_resumed_within_the_second_it_is_submitted_all_the_same():
     assert seen(resumed).submit.name == NAME
 
 
+def test_resumed_within_the_second_that_its_run_began_in_it_waits_for_another_name():
+    resumed = distillation(kubeflow=reference("CANCELED"))
+    began = NOW - timedelta(minutes=10)
+    plan = reconcile(Observed(resumed, kubeflow=Looked([run("CANCELED")])), began + timedelta(milliseconds=900))
+    assert plan == Plan(again=began + timedelta(milliseconds=1900))
+    plan = reconcile(Observed(resumed, kubeflow=Looked([run("CANCELED")])), plan.again)
+    begun = resumed | {"status": plan.status}
+    assert names_of(begun) != (NAME,)
+    assert seen(begun, run("CANCELED")).submit.name == names_of(begun)[0]
+
+
 def test_what_is_suspended_from_the_start_asks_nobody():
     document = distillation({"suspend": True}, kept=False)
     assert names_of(document) == ()

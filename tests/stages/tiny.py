@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,16 +150,6 @@ def run_in_child(output: str, changes: dict[str, Any]) -> None:
     """A whole run that saves its state at every chance: what the tests kill."""
     torch.set_num_threads(1)
     run_tiny(output, changes | AT_EVERY_CHANCE)
-
-
-def processes() -> Any:
-    """Processes that start with torch imported already, in milliseconds, and share nothing with this one."""
-    context = multiprocessing.get_context("forkserver")
-    stages = ("distill", "evaluate", "register", "select", "targets", "teacher", "trajectories")
-    context.set_forkserver_preload(
-        ["limbeck.runner", "limbeck.ssl.objectives", "lightly.loss", "kornia", *(f"limbeck.stages.{s}" for s in stages)]
-    )
-    return context
 
 
 @pytest.fixture(autouse=True)

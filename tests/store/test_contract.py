@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from limbeck.errors import InputError, WorkError
 from limbeck.patience import Retries
 from limbeck.store import DamagedResultError, Identity, Store
 from limbeck.store.transfer import PIECE
+from tests.forks import processes
 from tests.store.places import FILES, IDENTITY, KEY, MADE, Place, Storm, commit, watch
 
 
@@ -129,8 +130,9 @@ def test_nothing_is_decided_by_a_listing(bucket, tmp_path):
     assert blind(bucket.store(tmp_path / "three")).find("teacher", KEY) is None
 
 
-def commit_and_die(place: Place, machine: Path, calls: int, identity: Identity) -> None:
+def commit_and_die(place: Place, machine: Path, calls: int, identity: Identity, environment: Mapping[str, str]) -> None:
     """Commit, and be killed right before the given call to the storage."""
+    os.environ.update(environment)
     count, lock = 0, threading.Lock()
 
     def before(call: str, path: str) -> None:
@@ -145,11 +147,10 @@ def commit_and_die(place: Place, machine: Path, calls: int, identity: Identity) 
 
 @pytest.mark.timeout(240)
 def test_a_kill_at_any_request_of_a_commit_leaves_a_whole_result_or_none(bucket, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.store.test_contract"])
+    context, environment = processes(), dict(os.environ)
     for calls in range(1, 100, 1 if bucket.kind == "gs" else 3):  # the requests are the same on both
         identity = Identity("teacher", 1, {"killed at": calls}, {})
-        child = context.Process(target=commit_and_die, args=(bucket, tmp_path / "one", calls, identity))
+        child = context.Process(target=commit_and_die, args=(bucket, tmp_path / "one", calls, identity, environment))
         child.start()
         child.join()
         found = contents(bucket.store(tmp_path / f"two-{calls}"), identity)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sqlite3
 import uuid
@@ -24,6 +23,7 @@ from limbeck.summary import Registered
 from limbeck.tracking import registry as registry_module
 from limbeck.tracking.registry import Registry
 from limbeck.tracking.runs import open_experiment
+from tests.forks import processes
 from tests.tracking.conftest import MlflowServer
 from tests.tracking.tracked import numbers, publishable
 
@@ -165,9 +165,7 @@ def _register_one(arguments: tuple[str, str, str, int, float]) -> tuple[int, boo
 def test_sets_that_finish_together_agree_on_one_champion(server, tmp_path, name, equal):
     """Of equal ones exactly one is promoted; of unequal ones the best is the champion in the end."""
     work = [(server.uri, str(tmp_path / str(k)), name, k, 0.0 if equal else 0.02 * k) for k in range(5)]
-    context = multiprocessing.get_context("forkserver")  # torch and MLflow are imported once, not by each
-    context.set_forkserver_preload(["tests.tracking.test_registry"])
-    with ProcessPoolExecutor(5, context) as pool:
+    with ProcessPoolExecutor(5, processes()) as pool:
         outcomes = list(pool.map(_register_one, work))
     now = aliases(server, name)
     assert sorted(version for version, _ in outcomes) == [1, 2, 3, 4, 5]
