@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.registry import _registry
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -363,6 +364,7 @@ def test_a_bad_source_is_refused_in_one_line(tmp_path, make, kind, phrase):
 )
 def test_a_scheme_whose_package_is_missing_says_what_to_install(monkeypatch, address, package, remedy):
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(_registry, address.partition(":")[0], raising=False)  # where it was used before
     with pytest.raises(InputError, match="needs a package that is not installed") as caught:
         open_source(address)
     assert remedy in str(caught.value)
