@@ -44,7 +44,7 @@ class PlainMatcher(Matcher):
 
     def match(self, drawn: Sequence[Drawn], images: Tensor, targets: Tensor, rate: Tensor) -> Matched:
         """As `Matcher.match`, of one pair."""
-        start, goal, batches = self._stack(drawn[:1])
+        start, goal, batches, _ = self._stack(drawn[:1])
 
         def loss(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
             return self._steps._loss(theta[None], x[None], y[None])[0]

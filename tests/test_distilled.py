@@ -210,8 +210,8 @@ def test_another_set_to_start_from_is_another_distillation(tmp_path, registered)
 @pytest.mark.parametrize(
     ("changes", "phrase"),
     [
-        ({"distill.size": 11}, "has 10 images of 8x8 pixels; 11 of 8x8, as this spec distils"),
-        ({"source.imageSize": 16}, "has 10 images of 8x8 pixels; 10 of 16x16, as this spec distils"),
+        ({"distill.size": 11}, "has 10 images of 8x8 pixels; 11 of 8x8 pixels, as this spec distils"),
+        ({"source.imageSize": 16}, "has 10 images of 8x8 pixels; 10 of 16x16 pixels, as this spec distils"),
     ],
 )
 def test_an_earlier_set_of_another_size_is_refused(limbeck, tmp_path, registered, changes, phrase):

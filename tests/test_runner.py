@@ -286,6 +286,24 @@ def test_a_stopped_distillation_goes_on_with_its_optimizer_s_state(tmp_path, opt
     assert result_files(tmp_path / "cut") == result_files(tmp_path / "uncut")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"distill.method": "krrSt", "distill.kernel": {"pool": 2, "poolSteps": 3, "realBatch": 20}},
+        {"distill.averageLast": 0.9, "distill.targetRank": 2, "student.augmentation": "flipShift"},
+    ],
+    ids=["krrSt", "mean of the last"],
+)
+def test_a_stopped_distillation_of_any_kind_goes_on_to_the_same_bytes(tmp_path, changes):
+    changes = changes | {"evaluate.tasks": []}
+    run_tiny(tmp_path / "uncut", changes)
+    progress = StopAt("distill", 5)
+    with pytest.raises(Stopped):
+        Run(distillation(tmp_path / "cut", changes), workshop(tmp_path / "cut", progress, progress.stop)).all()
+    run_tiny(tmp_path / "cut", changes)
+    assert result_files(tmp_path / "cut") == result_files(tmp_path / "uncut")
+
+
 def test_a_partial_checkpoint_of_a_killed_run_is_no_part_of_the_result(copied):
     files = result_files(copied)
     (result,) = (copied / "distill").iterdir()

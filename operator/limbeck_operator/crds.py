@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from pydantic import BaseModel
 
+from limbeck.presets import preset_fields
 from limbeck.spec import Distillation, DistillationSpec, ScheduledDistillation, Source
 from limbeck_operator import api
 from limbeck_operator.manifests import FREE
@@ -92,7 +94,9 @@ def _definition(
 ) -> dict[str, Any]:
     schema, said = _Schema(model), _Schema(status)
     spec = schema.inline(schema.document["properties"]["spec"])
-    _fill(spec["properties"]["template"]["properties"]["spec"] if kind == api.SCHEDULE else spec, _DEFAULTS)
+    settings = spec["properties"]["template"]["properties"]["spec"] if kind == api.SCHEDULE else spec
+    _fill(settings, deepcopy(_DEFAULTS))
+    _leave_to_presets(settings)
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -146,6 +150,24 @@ def _fill(schema: dict[str, Any], defaults: Mapping[str, Any]) -> None:
                 field["default"] = {key: entry for key, entry in value.items() if entry not in (None, {}, [])}
         elif isinstance(value, list) and value:
             field["default"] = value
+
+
+def _leave_to_presets(schema: dict[str, Any]) -> None:
+    """Take the defaults from fields that presets set, or the API server would fill in those of another preset."""
+    for path in preset_fields():
+        section = schema
+        for depth, name in enumerate(path):
+            _forget(section.get("default"), path[depth:])
+            section = section["properties"][name]
+        del section["default"]
+
+
+def _forget(default: Any, path: tuple[str, ...]) -> None:
+    """Take a field out of the default of a section that holds it, if that has one."""
+    for name in path[:-1]:
+        default = (default or {}).get(name)
+    if default:
+        default.pop(path[-1], None)
 
 
 def _column(name: str, kind: str, path: str, description: str = "") -> dict[str, Any]:

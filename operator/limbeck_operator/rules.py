@@ -5,10 +5,12 @@ A test holds both against one table of good and bad specs, and sees that no vali
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
 
+from limbeck.presets import PRESETS
 from limbeck.redact import SECRET_INSIDE, SECRET_NAME
-from limbeck.spec import NO_SECRETS, PINNED, REGISTERED
+from limbeck.spec import NO_SECRETS, PINNED, REGISTERED, DistillationSpec, Source
 
 
 class Rule(NamedTuple):
@@ -16,6 +18,26 @@ class Rule(NamedTuple):
 
     rule: str
     message: str
+
+
+def _value(path: str) -> str:
+    """A field that presets set, as what is given or what its preset says: the API server does not fill it in."""
+    said = {name: _at(settings, path) for name, settings in PRESETS.items()}
+    expression = _literal(_at(DistillationSpec(source=Source(uri="-")).wire(), path))
+    for name, value in said.items():
+        if value is not None and _literal(value) != expression:
+            expression = f"(self.preset == '{name}' ? {_literal(value)} : {expression})"
+    return f"(has(self.{path}) ? self.{path} : {expression})"
+
+
+def _at(settings: Any, path: str) -> Any:
+    for name in path.split("."):
+        settings = settings.get(name, {})
+    return None if settings == {} else settings
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value).replace('"', "'")
 
 
 _SIZE = "self.source.imageSize"
@@ -63,6 +85,7 @@ RULES: dict[str, list[Rule]] = {
             f"self.warmStart.matches('^{PINNED}$')",
             "warmStart: models:/NAME/VERSION, with the number of a version",
         ),
+        Rule("self.method != 'krrSt' || self.pairs == 1", "pairs: 1 with method krrSt, which has no pairs"),
     ],
     "Toleration": [
         Rule("self.operator != 'Exists' || !has(self.value)", "value: no value with operator Exists"),
@@ -107,8 +130,16 @@ RULES: dict[str, list[Rule]] = {
     "DistillationSpec": [
         Rule(
             "!has(self.trajectories.epochs) || "
-            "self.trajectories.epochs >= self.distill.maxStartEpoch - 1 + self.distill.expertGap",
+            f"self.trajectories.epochs >= {_value('distill.maxStartEpoch')} - 1 + {_value('distill.expertGap')}",
             "trajectories.epochs: at least distill.maxStartEpoch - 1 + distill.expertGap",
+        ),
+        Rule(
+            f"!self.targets.whiten || {_value('targets.standardize')}",
+            "targets.whiten: true only where targets.standardize is true",
+        ),
+        Rule(
+            "!has(self.distill.resolution) || self.distill.resolution <= self.source.imageSize",
+            "distill.resolution: at most source.imageSize",
         ),
         Rule("!has(self.source.limit) || self.source.limit >= 2", "source.limit: at least 2 images"),
         Rule(
@@ -123,10 +154,13 @@ RULES: dict[str, list[Rule]] = {
             "evaluate.architectures: source.imageSize must be a multiple of 2 to the power of the blocks of a convnet",
         ),
         Rule(
-            "self.student.norm != 'batch' || self.trajectories.batch >= 2",
+            f"self.student.norm != 'batch' || {_value('trajectories.batch')} >= 2",
             f"trajectories.batch: {_FOR_BATCH_NORM}",
         ),
-        Rule("self.student.norm != 'batch' || self.distill.innerBatch >= 2", f"distill.innerBatch: {_FOR_BATCH_NORM}"),
+        Rule(
+            f"self.student.norm != 'batch' || {_value('distill.innerBatch')} >= 2",
+            f"distill.innerBatch: {_FOR_BATCH_NORM}",
+        ),
         Rule(
             "self.student.norm != 'batch' || !has(self.distill.size) || self.distill.size >= 2",
             f"distill.size: {_FOR_BATCH_NORM}",

@@ -21,7 +21,7 @@ from limbeck.storage import Access
 from limbeck.store import json_digest
 from limbeck.tracking.comparison import ACCURACY, GAP
 from limbeck.warmstart import FIELD as WARM_START
-from limbeck.warmstart import RegisteredStart, registered_start
+from limbeck.warmstart import RegisteredStart, pixels_of, registered_start
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def check_facts(spec: DistillationSpec, facts: Mapping[str, Facts], start: Regis
     batch_norm = student_norm or any(
         name not in ("convnet", spec.student.architecture) for name in spec.evaluate.architectures
     )
-    if batch_norm and spec.evaluate.tasks and min(size, spec.evaluate.batch) < 2:
+    fewest = min(size, spec.distill.budget(images, spec.source.image_size), spec.evaluate.batch)
+    if batch_norm and spec.evaluate.tasks and fewest < 2:
         raise InputError("spec.evaluate.batch", "1 image a step", "at least 2, for an encoder with batch norm")
     for index, task in enumerate(spec.evaluate.tasks):
         _check_task(spec, f"spec.evaluate.tasks[{index}]", task.name, facts)
@@ -205,20 +206,21 @@ def _check_metric(spec: DistillationSpec) -> None:
 
 
 def _check_warm_start(spec: DistillationSpec, uri: str, size: int, start: RegisteredStart | None) -> None:
-    side = spec.source.image_size
+    side, seen = spec.distill.side(spec.source.image_size), spec.source.image_size
     if start is not None:
-        shape = start.shape
+        shape, shown = start.shape, start.shown
     else:
         from limbeck.data.distilled import DistilledSet
 
         try:
-            shape = tuple(DistilledSet.load(uri, Access.of(spec)).images.shape)
+            earlier = DistilledSet.load(uri, Access.of(spec))
+            shape = tuple((earlier.images if earlier.stored is None else earlier.stored).shape)
+            shown = earlier.images.shape[-1]
         except InputError as error:
             raise InputError(WARM_START, f"{error.where}: {error.found}", error.allowed) from None
-    if shape != (size, 3, side, side):
-        found, pixels = shape[0], shape[-1]
-        allowed = f"{size} of {side}x{side}, as this spec distils"
-        raise InputError(WARM_START, f"{uri} has {found} images of {pixels}x{pixels} pixels", allowed)
+    if (shape, shown) != ((size, 3, side, side), seen):
+        found = f"{uri} has {shape[0]} images of {pixels_of(shape[-1], shown)}"
+        raise InputError(WARM_START, found, f"{size} of {pixels_of(side, seen)}, as this spec distils")
 
 
 def outside_digests(stage: StageName, spec: DistillationSpec, start: RegisteredStart | None = None) -> dict[str, str]:
@@ -261,6 +263,11 @@ def _check_packages(spec: DistillationSpec) -> None:
     if spec.teacher.algorithm != "pretrained":
         field, needed = "algorithm", ["lightly", "kornia"]
     absent = [package for package in needed if find_spec(package) is None]
+    if not absent and "fullSsl" in spec.evaluate.baselines and spec.evaluate.tasks:
+        absent = [package for package in ("lightly", "kornia") if find_spec(package) is None]
+        if absent:
+            found = f"fullSsl needs {' and '.join(absent)}"
+            raise InputError("spec.evaluate.baselines", found, "pip install 'limbeck[ssl]'")
     if absent:
         value = getattr(spec.teacher, field)
         raise InputError(f"spec.teacher.{field}", f"{value} needs {' and '.join(absent)}", "pip install 'limbeck[ssl]'")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from limbeck.presets import Preset, completed
 from limbeck.redact import SECRET_INSIDE, SECRET_NAME
 
 API_VERSION = "limbeck.dev/v1alpha1"
@@ -37,8 +38,9 @@ TIMM = "timm:"  # and that of a model of timm's
 SourceFormat = Literal["auto", "images", "zip", "tar", "webdataset", "npz", "npy", "parquet", "cifar", "digits"]
 Architecture = Literal["convnet", "resnet10", "resnet18"]
 Norm = Literal["instance", "batch", "none"]
-Initialization = Literal["highLoss", "random", "kCenter"]
-Baseline = Literal["none", "random", "highLoss", "full"]
+Initialization = Literal["highLoss", "random", "kCenter", "facilityLocation"]
+Baseline = Literal["none", "random", "highLoss", "kCenter", "facilityLocation", "full", "fullSsl"]
+Jitter = Literal["none", "flipShift"]
 OnBadImage = Literal["fail", "skip"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -152,6 +154,11 @@ class Targets(Section):
         description="Centre every dimension and bring all to unit variance by one common factor, so that step sizes "
         "mean the same for every teacher; false is the paper's raw representation.",
     )
+    whiten: bool = Field(
+        False,
+        description="Also decorrelate the dimensions and bring each to unit variance (ZCA), so that the loss does not "
+        "follow the few that vary most; only where they are standardized.",
+    )
 
 
 class Student(Section):
@@ -166,6 +173,12 @@ class Student(Section):
     )
     width: int = Field(128, ge=4, le=1024, description="Channels of a convnet, or of a ResNet's first stage.")
     norm: Norm = Field("instance", description="Normalisation layers of the student.")
+    augmentation: Jitter = Field(
+        "none",
+        description="How images are changed each time that an expert, a student of the inner loop or an evaluated "
+        "encoder is trained on them, on both sides alike (Zhao and Bilen, 2021): not at all, or mirrored half of the "
+        "time and shifted by up to an eighth of the side.",
+    )
 
 
 class Sgd(Section):
@@ -203,14 +216,49 @@ class Trajectories(Section):
     precision: Precision = Field(
         "float32", description="Arithmetic of the experts' networks; parameters stay in float32."
     )
+    sharpness_radius: float = Field(
+        0.0,
+        ge=0.0,
+        le=10.0,
+        description="Radius of sharpness-aware minimisation (Foret et al., 2021), by which experts end in flatter "
+        "places, at twice the cost; 0 is plain SGD.",
+    )
+
+
+class Kernel(Section):
+    """KRR-ST (Lee et al., 2024): kernel ridge regression on the features of a pool of students."""
+
+    pool: int = Field(10, ge=1, le=1000, description="Students in the pool, each trained on the synthetic set.")
+    pool_steps: int = Field(
+        1000, ge=1, le=1_000_000, description="Steps after which a student of the pool is replaced by a fresh one."
+    )
+    pool_weight_decay: WeightDecay = Field(1e-3, description="L2 weight decay of the pool's students.")
+    real_batch: int = Field(1024, ge=1, le=65536, description="Real images an iteration.")
+    ridge: float = Field(
+        1e-6, gt=0.0, le=1.0, description="Ridge, as a share of the trace of the synthetic images' kernel matrix."
+    )
 
 
 class Distill(Section):
     """The optimisation of the synthetic set."""
 
+    method: Literal["mkdt", "krrSt"] = Field(
+        "mkdt",
+        description="Match expert trajectories (MKDT), or regress the targets of real images on the synthetic ones "
+        "(KRR-ST), by no inner loop but a pool of students that are trained at innerOptimizer's rate and momentum; "
+        "experts then only score images for the start.",
+    )
     size: Count | None = Field(None, description="Number of synthetic images; instead of fraction.")
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
         None, description="Number of synthetic images as a share of the source; 0.02 when size is absent too."
+    )
+    resolution: int | None = Field(
+        None,
+        ge=2,
+        le=512,
+        description="Side, in pixels, at which synthetic images are kept and learned; they are enlarged to "
+        "source.imageSize for training. The same pixels then hold more images, each with targets of its own; rivals "
+        "are given as many pixels. source.imageSize when absent.",
     )
     initialization: Initialization = Field("highLoss", description="Which real images the synthetic ones start from.")
     iterations: int = Field(5000, ge=1, le=10_000_000, description="Updates of the synthetic set.")
@@ -225,6 +273,25 @@ class Distill(Section):
     expert_gap: int = Field(2, ge=1, le=1000, description="Epochs of an expert that N steps must match (M).")
     max_start_epoch: int = Field(
         2, ge=1, le=1000, description="The start epoch is drawn from 0 up to, not including, this."
+    )
+    start_growth: Probability = Field(
+        0.0,
+        description="Share of the iterations over which the window of start epochs grows from the first alone to "
+        "maxStartEpoch of them; 0: it has its whole width at once.",
+    )
+    loss_normalization: Literal["total", "layer"] = Field(
+        "total",
+        description="What the squared distance to the expert is divided by: the whole distance that the expert went, "
+        "or that of each parameter tensor apart, averaged.",
+    )
+    target_rank: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="Rank of the matrix of synthetic targets, learned as a product of two; any when absent.",
+    )
+    average_last: Probability = Field(
+        0.0, description="Share of the iterations, the last ones, whose sets are averaged; 0: the last set is taken."
     )
     optimizer: Literal["sgd", "adam"] = Field(
         "sgd",
@@ -244,6 +311,7 @@ class Distill(Section):
     )
     momentum: Momentum = Field(0.5, description="Momentum of these three; Adam's first beta.")
     inner_optimizer: InnerSgd = Field(default_factory=InnerSgd, description="The student's optimiser.")
+    kernel: Kernel = Field(default_factory=Kernel, description="Settings of krrSt.")
     warm_start: Uri | None = Field(
         None,
         description="A distilled set of the same size to start from instead of real images: a folder, an fsspec URL, "
@@ -263,6 +331,12 @@ class Distill(Section):
             raise _conflict("warmStart", repr(self.warm_start), "models:/NAME/VERSION, with the number of a version")
         return self
 
+    @model_validator(mode="after")
+    def _method_has_its_own(self) -> Distill:
+        if self.method == "krrSt" and self.pairs > 1:
+            raise _conflict("pairs", self.pairs, "1 with method krrSt, which has no pairs")
+        return self
+
     @property
     def registered_start(self) -> str | None:
         """The set to start from, where it is one of MLflow's registry."""
@@ -275,6 +349,22 @@ class Distill(Section):
             return self.size
         fraction = 0.02 if self.fraction is None else self.fraction
         return max(1, math.floor(fraction * images + 1e-9))  # 0.29 * 100 is 28.999...
+
+    def side(self, image_size: int) -> int:
+        """The side at which synthetic images are kept, in pixels."""
+        return self.resolution or image_size
+
+    def budget(self, images: int, image_size: int) -> int:
+        """How many images of the source, of `images`, have as many pixels as the synthetic set."""
+        pixels = self.count(images) * self.side(image_size) ** 2
+        return max(1, math.floor(pixels / image_size**2 + 1e-9))
+
+    def start_epochs(self, iteration: int) -> int:
+        """The window of an iteration: start epochs are drawn from 0 up to, not including, this."""
+        grown = self.start_growth * self.iterations
+        if iteration >= grown:
+            return self.max_start_epoch
+        return 1 + int(iteration / grown * self.max_start_epoch)
 
     @property
     def reachable_epochs(self) -> int:
@@ -309,7 +399,7 @@ def _student_architecture() -> list[Architecture]:
     return ["convnet"]
 
 
-def _all_baselines() -> list[Baseline]:
+def _usual_baselines() -> list[Baseline]:
     return ["none", "random", "highLoss", "full"]
 
 
@@ -339,12 +429,27 @@ class Evaluate(Section):
         max_length=3,
         description="Encoders to pre-train; the student's own comes with the student's depth, width and norm.",
     )
+    width: int | None = Field(
+        None,
+        ge=4,
+        le=1024,
+        description="Channels of the first stage of the other architectures; 128 of a convnet, 64 of a ResNet when "
+        "absent.",
+    )
     baselines: list[Baseline] = Field(
-        default_factory=_all_baselines,
-        max_length=4,
-        description="What stands beside the distilled set, under the same protocol.",
+        default_factory=_usual_baselines,
+        max_length=7,
+        description="What stands beside the distilled set, under the same protocol: no pre-training; as many real "
+        "pixels of real images, drawn at random, of highest loss, by k-centre or by facility location on the targets "
+        "(as SAS does); all images with the teacher's targets, or by the teacher's self-supervised objective (Barlow "
+        "Twins for an imported one).",
     )
     epochs: Count = Field(20, description="Epochs of pre-training.")
+    steps: Count | None = Field(
+        None,
+        description="Steps of pre-training instead of epochs, so that all methods take as many, however many images "
+        "they train on; whole epochs of them, at least one.",
+    )
     batch: int = Field(256, ge=1, le=65536, description="Images a step of pre-training.")
     momentum: Momentum = Field(0.9, description="Momentum of pre-training.")
     weight_decay: WeightDecay = Field(1e-4, description="L2 weight decay of pre-training.")
@@ -759,6 +864,11 @@ class Execution(Section):
 class DistillationSpec(Section):
     """All settings of a distillation."""
 
+    preset: Preset = Field(
+        "recommended",
+        description="What fields that are not given say: the default that stands beside each, or the settings of the "
+        "MKDT paper and its authors' code.",
+    )
     source: Source = Field(description="The unlabelled images to distil.")
     output: Output = Field(default_factory=Output, description="Where results go.")
     seed: Seed = Field(0, description="All randomness of the distillation comes from it.")
@@ -772,8 +882,18 @@ class DistillationSpec(Section):
     tracking: Tracking = Field(default_factory=Tracking, description="MLflow tracking.")
     execution: Execution = Field(default_factory=Execution, description="How a cluster runs it.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_completes(cls, document: Any) -> Any:
+        return completed(document) if isinstance(document, dict) else document
+
     @model_validator(mode="after")
     def _sections_agree(self) -> DistillationSpec:
+        if self.distill.side(self.source.image_size) > self.source.image_size:
+            allowed = f"at most source.imageSize, which is {self.source.image_size}"
+            raise _conflict("distill.resolution", self.distill.resolution, allowed)
+        if self.targets.whiten and not self.targets.standardize:
+            raise _conflict("targets.whiten", "true", "true only where targets.standardize is true")
         needed, epochs = self.distill.reachable_epochs, self.trajectories.epochs
         if epochs is not None and epochs < needed:
             allowed = f"at least {needed}: distill.maxStartEpoch - 1 + distill.expertGap"
@@ -815,6 +935,13 @@ class DistillationSpec(Section):
             for field, images in smallest.items():
                 if images < 2:
                     raise _conflict(field, images, "at least 2, for a student with batch norm")
+
+    @property
+    def ssl_teacher(self) -> Teacher:
+        """How the baseline fullSsl is trained: as the teacher; by Barlow Twins where that is imported."""
+        if self.teacher.checkpoint is None:
+            return self.teacher
+        return self.teacher.model_copy(update={"algorithm": "barlowTwins", "checkpoint": None})
 
     def content(self) -> dict[str, Any]:
         """The settings that shape the distilled set, as in a file: not where it goes, or who makes it."""

@@ -7,6 +7,7 @@ slow. Stages know nothing of MLflow.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import weakref
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from limbeck.data.distilled_files import TENSORS
+from limbeck.data.distilled_files import RECORD, TENSORS
 from limbeck.errors import InputError
 from limbeck.spec import DistillationSpec
 from limbeck.store import Identity, Result
@@ -67,7 +68,12 @@ class RegisteredStart:
             InputError: there is no such version, or it is damaged.
             WorkError: MLflow does not give it.
         """
-        return _shape(self._files, self.uri, FIELD)
+        return _shape(self._files, self.uri, FIELD)[0]
+
+    @property
+    def shown(self) -> int:
+        """The side at which networks see its images; raises as `shape`."""
+        return _shape(self._files, self.uri, FIELD)[1]
 
     def result(self) -> Result:
         """The set in the store, which is left there.
@@ -113,7 +119,8 @@ def fitting_champion(spec: DistillationSpec, say: Callable[[str], None]) -> int 
         InputError: the spec has no registry.name or no distill.size, or MLflow is not installed.
         WorkError: MLflow does not answer.
     """
-    name, size, side = spec.registry.name, spec.distill.size, spec.source.image_size
+    name, size, seen = spec.registry.name, spec.distill.size, spec.source.image_size
+    side = spec.distill.side(seen)
     if name is None or size is None:
         field = "spec.registry.name" if name is None else "spec.distill.size"
         raise InputError(field, "nothing", "a value, which --champion needs")
@@ -121,13 +128,14 @@ def fitting_champion(spec: DistillationSpec, say: Callable[[str], None]) -> int 
     champion = RegisteredSet(f"models:/{name}@champion", spec.tracking.uri, "spec.registry.name")
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            count, *pixels = _shape(champion.pull(Path(temporary) / "set"), champion.uri, "spec.registry.name")
+            shape, shown = _shape(champion.pull(Path(temporary) / "set"), champion.uri, "spec.registry.name")
         except InputError as error:  # no such model, no alias, or one that nobody could start from
             say(f"no champion to start from: {error}")
             return None
-    if [count, *pixels] != [size, 3, side, side]:
-        found = f"version {champion.number} has {count} images of {pixels[-1]}x{pixels[-1]} pixels"
-        say(f"no champion to start from: {champion.uri}: {found}; {size} of {side}x{side}, as this spec distils")
+    if (shape, shown) != ((size, 3, side, side), seen):
+        found = f"version {champion.number} has {shape[0]} images of {pixels_of(shape[-1], shown)}"
+        wanted = f"{size} of {pixels_of(side, seen)}, as this spec distils"
+        say(f"no champion to start from: {champion.uri}: {found}; {wanted}")
         return None
     return champion.number
 
@@ -139,13 +147,22 @@ def _temporary(owner: RegisteredStart) -> Path:
     return folder
 
 
-def _shape(folder: Path, uri: str, field: str) -> tuple[int, ...]:
-    """The shape of a set's images, from the head of the file: the set may be larger than a small pod's memory."""
+def pixels_of(kept: int, shown: int) -> str:
+    """Of images that are kept and seen at these sides, in words."""
+    return f"{kept}x{kept} pixels" if kept == shown else f"{kept}x{kept} pixels, seen at {shown}x{shown}"
+
+
+def _shape(folder: Path, uri: str, field: str) -> tuple[tuple[int, ...], int]:
+    """The shape of a set's images as they are kept, and the side at which networks see them.
+
+    From the head of the file: the set may be larger than a small pod's memory.
+    """
     try:
+        record = json.loads((folder / RECORD).read_text())
         with safe_open(folder / TENSORS, framework="numpy") as tensors:
             shape = tuple(int(side) for side in tensors.get_slice("images").get_shape())
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(field, f"{uri}: {TENSORS}: {error}", "a version that limbeck registered") from None
     if len(shape) != 4:
         raise InputError(field, f"{uri}: images of shape {list(shape)}", "a version that limbeck registered")
-    return shape
+    return shape, record.get("imageSize", shape[-1])

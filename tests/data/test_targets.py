@@ -23,7 +23,8 @@ def small_blocks(monkeypatch):
 
 def test_a_target_is_a_representation_about_the_mean_in_units_of_the_deviation_over_all(tmp_path):
     write_targets(tmp_path, 100, [ROWS], standardize=True)
-    center, scale = read_standardization(tmp_path)
+    made_by = read_standardization(tmp_path)
+    center, scale = made_by.center, made_by.scale
     exact = ROWS.astype(np.float64)
     assert (center.numpy() == exact.mean(0).astype(np.float32)).all()
     assert scale.item() == np.float32((exact - exact.mean(0)).std(ddof=1))
@@ -34,7 +35,8 @@ def test_a_target_is_a_representation_about_the_mean_in_units_of_the_deviation_o
 def test_without_standardising_it_is_the_representation(tmp_path):
     write_targets(tmp_path, 100, [ROWS], standardize=False)
     assert (open_targets(tmp_path) == ROWS).all()
-    center, scale = read_standardization(tmp_path)
+    made_by = read_standardization(tmp_path)
+    center, scale = made_by.center, made_by.scale
     assert torch.equal(center, torch.zeros(6))
     assert scale == 1.0
 
@@ -76,3 +78,15 @@ def test_a_representation_that_is_not_finite_is_an_error_at_once(tmp_path, value
 
     with pytest.raises(WorkError, match="not finite"):
         write_targets(tmp_path, 100, rows(), standardize=True)
+
+
+def test_white_targets_have_unit_variance_and_no_correlation_and_their_making_is_kept(tmp_path):
+    draws = np.random.default_rng(0)
+    rows = (draws.normal(size=(2000, 6)) @ (np.eye(6) + 0.2 * draws.normal(size=(6, 6))) + 3.0).astype(np.float32)
+    write_targets(tmp_path, 2000, [rows], standardize=True, whiten=True)
+    white = np.array(open_targets(tmp_path))
+    covariance = np.cov(white.T)
+    assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 0.02
+    assert np.all((np.diag(covariance) > 0.95) & (np.diag(covariance) < 1.01))
+    again = read_standardization(tmp_path)(torch.from_numpy(rows))
+    torch.testing.assert_close(again, torch.from_numpy(white), rtol=1e-4, atol=1e-4)

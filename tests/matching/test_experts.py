@@ -53,6 +53,30 @@ def test_an_expert_is_trained_as_torch_s_own_sgd_trains():
         torch.testing.assert_close(expert.losses[epoch], torch.stack(losses).mean(), rtol=1e-4, atol=1e-6)
 
 
+def test_a_flatter_expert_follows_the_gradient_uphill_of_where_it_is():
+    expert, module, radius = trained(5, epochs=1, sharpness_radius=0.3), student(5), 0.3
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)
+    order = torch.randperm(20, generator=generator(0, "expert", 5, "order", 0))
+    for batch in order[:16].view(2, 8):
+        theta = flatten(module)
+        torch.nn.functional.mse_loss(module(IMAGES[batch]), TARGETS[batch]).backward()
+        gradient = torch.cat([p.grad.flatten() for p in module.parameters()])
+        torch.nn.utils.vector_to_parameters(theta + radius * gradient / gradient.norm(), module.parameters())
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(module(IMAGES[batch]), TARGETS[batch]).backward()
+        torch.nn.utils.vector_to_parameters(theta, module.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(expert.theta[1], flatten(module), rtol=1e-4, atol=1e-6)
+
+
+def test_an_augmented_expert_sees_its_own_moves_beside_others_or_alone():
+    plain, alone = trained(0), trained(0, augmentation="flipShift")
+    assert not torch.equal(plain.theta[1], alone.theta[1])
+    beside = side_by_side([student(0), student(1)], augmentation="flipShift")
+    torch.testing.assert_close(beside[0].theta, alone.theta, rtol=1e-4, atol=1e-6)
+
+
 def test_experts_are_repeatable_differ_from_each_other_and_leave_the_student_alone():
     module = student()
     before = flatten(module)

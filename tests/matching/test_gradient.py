@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.matching.match import inner_order, match
+from limbeck.matching.match import distance_weights, inner_order, match
 from limbeck.matching.steps import Steps, student_loss
 from limbeck.matching.unroll import InnerLoop, replay_gradient, run_inner_loop
+from limbeck.nn.augmentation import Moves
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
 from tests.matching.plain import unrolled_match
@@ -24,23 +26,33 @@ def relative_error(ours, reference):
     return ((ours - reference).norm() / reference.norm().clamp_min(1e-30)).item()
 
 
-def check_exact(config, size, dimension, steps, batch, pairs, hold, inner, seed):
+def check_exact(config, size, dimension, steps, batch, pairs, hold, inner, seed, augmented=False, by_layer=False):
     """Stacked pairs, replayed, against each pair unrolled alone; the gradients are of the sum."""
     students = [build_student(config, dimension, seed, pair).double() for pair in range(pairs)]
     loss, generator = student_loss(FlatNetwork(students[0])), torch.Generator().manual_seed(seed)
     images = torch.randn(size, 3, config.image_size, config.image_size, generator=generator, dtype=torch.float64)
     targets = torch.randn(size, dimension, generator=generator, dtype=torch.float64)
     start = torch.stack([flatten(student) for student in students])
-    goal = start + 0.1 * torch.randn(start.shape, generator=generator, dtype=torch.float64)
+    goal = start + 0.1 + 0.1 * torch.rand(start.shape, generator=generator, dtype=torch.float64)  # all tensors move
     orders = [inner_order(size, batch, steps, generator) for _ in range(pairs)]
     batches = [None] * steps if orders[0] is None else list(torch.stack(orders, 1))
     rate = torch.tensor(0.05, dtype=torch.float64)
 
-    ours = match(Steps(loss), start, goal, images, targets, rate, batches, inner, min(hold, steps))
+    seen = min(batch, size)
+    drawn = [Moves.draw((steps, seen), config.image_size, generator) for _ in range(pairs)] if augmented else None
+    sizes = FlatNetwork(students[0]).sizes if by_layer else None
+    moves = Moves.stack(drawn).steps() if drawn else None
+    hold = min(hold, steps)
+    arguments = (start, goal, images, targets, rate, batches, inner, hold)
+    ours = match(Steps(loss), *arguments, moves=moves, layers=sizes)
+    ends = [0, *accumulate(sizes or ())]
+    layers = [slice(*pair) for pair in pairwise(ends)] if sizes else None
     totals = [torch.zeros_like(tensor) for tensor in (images, targets, rate)]
     for pair in range(pairs):
         own = [None if each is None else each[pair] for each in batches]
-        value, gradients = unrolled_match(loss, start[pair], goal[pair], images, targets, rate, own, inner)
+        own_moves = drawn and [Moves(*(part[step] for part in drawn[pair]._parts())) for step in range(steps)]
+        arguments = (start[pair], goal[pair], images, targets, rate, own, inner, own_moves, layers)
+        value, gradients = unrolled_match(loss, *arguments)
         assert relative_error(ours.losses[pair], value) < 1e-10
         for total, gradient in zip(totals, gradients, strict=True):
             total += gradient
@@ -63,12 +75,14 @@ def check_exact(config, size, dimension, steps, batch, pairs, hold, inner, seed)
     momentum=st.sampled_from([0.0, 0.5, 0.9]),
     weight_decay=st.sampled_from([0.0, 1e-2]),
     seed=st.integers(0, 1000),
+    ways=st.tuples(st.booleans(), st.booleans()),
 )
 def test_convnet_gradient_equals_the_unrolled_one(
-    norm, image_size, width, size, dimension, steps, batch, pairs, hold, momentum, weight_decay, seed
+    norm, image_size, width, size, dimension, steps, batch, pairs, hold, momentum, weight_decay, seed, ways
 ):
-    config = EncoderConfig("convnet", image_size, width, norm, depth=1)
-    check_exact(config, size, dimension, steps, batch, pairs, hold, InnerLoop(momentum, weight_decay), seed)
+    """Also with augmented images, and with the loss taken by layer."""
+    config, inner = EncoderConfig("convnet", image_size, width, norm, depth=1), InnerLoop(momentum, weight_decay)
+    check_exact(config, size, dimension, steps, batch, pairs, hold, inner, seed, *ways)
 
 
 @settings(max_examples=8, deadline=None)
@@ -84,6 +98,13 @@ def test_convnet_gradient_equals_the_unrolled_one(
 def test_resnet10_gradient_equals_the_unrolled_one(norm, size, steps, pairs, hold, momentum, seed):
     config = EncoderConfig("resnet10", 32, 4, norm)  # at 16 instance norm is left 2x2 pixels, and amplifies rounding
     check_exact(config, size, 3, steps, 3, pairs, hold, InnerLoop(momentum, 1e-3), seed)
+
+
+def test_by_layer_every_tensor_that_moved_counts_alike_and_one_that_did_not_counts_nothing():
+    start, goal = torch.zeros(1, 6), torch.tensor([[1.0, 2.0, 0.0, 0.0, 10.0, 0.0]])
+    weights = distance_weights(start, goal, [2, 2, 2])
+    torch.testing.assert_close(weights, torch.tensor([[0.1, 0.1, 0.0, 0.0, 0.005, 0.005]]))
+    assert (weights * (start - goal).square()).sum() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("hold", [0, 2, 5])

@@ -34,7 +34,7 @@ def matcher(folder):
         Steps(student_loss(FlatNetwork(student))),
         InnerLoop(0.9),
         seed=3,
-        start_epochs=2,
+        start_epochs=lambda iteration: 2,
         gap=2,
         inner_steps=4,
         inner_batch=4,

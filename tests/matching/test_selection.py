@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from limbeck.data.feed import Examples
 from limbeck.matching import selection
-from limbeck.matching.selection import k_center, loss_scores, random_subset
+from limbeck.matching.selection import facility_location, k_center, loss_scores, random_subset
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
 
@@ -66,6 +66,37 @@ def test_k_center_reaches_within_twice_the_best_radius():
         assert sorted((chosen // 25).tolist()) == [0, 1, 2, 3]
 
 
+def value(points, chosen):
+    """Of a subset: the sum over all points of 1 + their largest cosine with one of it."""
+    directions = points / np.linalg.norm(points, axis=1, keepdims=True)
+    return (1.0 + (directions @ directions[chosen].T).max(1)).sum()
+
+
+def test_a_subset_stands_for_all_better_than_others_of_its_size(monkeypatch):
+    draws = np.random.default_rng(0)
+    points = (4 * draws.normal(size=(8, 16))[draws.integers(8, size=600)] + draws.normal(size=(600, 16))).astype("f4")
+    chosen = facility_location(points, 12, 0).tolist()
+    assert len(set(chosen)) == 12
+    others = [random_subset(600, 12, seed).tolist() for seed in range(20)]
+    assert value(points, chosen) > max(value(points, other) for other in others)
+    monkeypatch.setattr(selection, "_LOOKS", 600)  # every step looks at all: the greedy choice
+    greedy = value(points, facility_location(points, 12, 0).tolist())
+    best = []
+    for _ in range(12):
+        best.append(max((i for i in range(600) if i not in best), key=lambda i: value(points, [*best, i])))
+    assert greedy == pytest.approx(value(points, best), rel=1e-4)
+    assert value(points, chosen) > 0.98 * greedy
+
+
+def test_facility_location_is_repeatable_and_the_same_by_blocks(monkeypatch):
+    points = np.random.default_rng(0).standard_normal((300, 7)).astype(np.float32)
+    points[5] = 0.0
+    at_once = facility_location(points, 20, 0)
+    monkeypatch.setattr(selection, "_BLOCK", 33)
+    assert torch.equal(facility_location(points, 20, 0), at_once)
+    assert not torch.equal(facility_location(points, 20, 1), at_once)
+
+
 @given(count=st.integers(1, 60), share=st.floats(0, 1), seed=st.integers(0, 99))
 def test_a_random_subset_has_no_repeats_and_is_repeatable(count, share, seed):
     size = round(share * count)
@@ -82,7 +113,12 @@ def test_another_seed_chooses_another_subset_and_another_first_centre():
 
 
 @pytest.mark.parametrize(
-    "choose", [lambda: random_subset(9, 9, 0), lambda: k_center(np.zeros((9, 2), np.float32), 9, 0)]
+    "choose",
+    [
+        lambda: random_subset(9, 9, 0),
+        lambda: k_center(np.zeros((9, 2), np.float32), 9, 0),
+        lambda: facility_location(np.zeros((9, 2), np.float32), 9, 0),
+    ],
 )
 def test_all_can_be_chosen(choose):
     assert sorted(choose().tolist()) == list(range(9))

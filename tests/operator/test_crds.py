@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from limbeck import spec
+from limbeck.presets import preset_fields
 from limbeck_operator.crds import crds
 from limbeck_operator.generate import generated
 from limbeck_operator.rules import BY_LIST_TYPE, RULES
@@ -30,6 +31,24 @@ def test_every_field_is_described_and_all_of_it_is_small(kind):
     assert len(json.dumps(crds()[kind])) < 150_000
     for name in ("spec", "status"):
         assert list(_undescribed(schema["properties"][name], name)) == []
+
+
+@pytest.mark.parametrize("kind", sorted(crds()))
+def test_no_default_stands_where_a_preset_has_a_say(kind):
+    """Neither at the field nor in that of a section around it."""
+    (version,) = crds()[kind]["spec"]["versions"]
+    schema = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    if "template" in schema["properties"]:
+        schema = schema["properties"]["template"]["properties"]["spec"]
+    for path in preset_fields():
+        section = schema
+        for depth, name in enumerate(path):
+            default = section.get("default", {})
+            for inner in path[depth:]:
+                default = default.get(inner, {}) if isinstance(default, dict) else default
+            assert default == {}, path
+            section = section["properties"][name]
+        assert "default" not in section, path
 
 
 def _undescribed(schema: dict[str, Any], path: str) -> Any:

@@ -21,10 +21,13 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("teacher.augmentation", {"rotation": 5.0}, {"teacher"}),
     ("teacher.optimizer", {"rate": 0.01}, {"teacher"}),
     ("targets.standardize", False, {"targets"}),
+    ("targets.whiten", True, {"targets"}),
     ("student.width", 16, {"trajectories", "select", "distill", "evaluate"}),
+    ("student.augmentation", "flipShift", {"trajectories", "select", "distill", "evaluate"}),
     ("student.norm", "batch", {"trajectories", "select", "distill", "evaluate"}),
     ("trajectories.experts", 4, {"trajectories"}),
     ("trajectories.batch", 32, {"trajectories"}),
+    ("trajectories.sharpnessRadius", 0.1, {"trajectories"}),
     ("trajectories.optimizer", {"momentum": 0.5}, {"trajectories"}),
     ("trajectories.optimizer", {"rate": 0.2}, {"trajectories", "evaluate"}),  # also the baselines' rate
     ("distill.size", 11, {"select"}),  # for the rest, the selection's digest tells it
@@ -32,11 +35,15 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("distill.iterations", 9, {"distill"}),
     ("distill.innerSteps", 4, {"distill"}),
     ("distill.pixelStep", 1.0, {"distill"}),
+    ("distill.method", "krrSt", {"distill"}),
+    ("distill.resolution", 4, {"distill", "evaluate"}),
     ("distill.innerOptimizer", {"momentum": 0.0}, {"distill"}),
     ("distill.expertGap", 3, {"trajectories", "distill"}),  # one more epoch of the experts
     ("distill.maxStartEpoch", 1, {"trajectories", "distill"}),
     ("evaluate.epochs", 3, {"evaluate"}),
     ("evaluate.seeds", [5], {"evaluate"}),
+    ("evaluate.width", 8, {"evaluate"}),
+    ("evaluate.steps", 8, {"evaluate"}),
     ("evaluate.probe", {"regularization": 0.1}, {"evaluate"}),
     ("evaluate.baselineRate", 0.01, {"evaluate"}),
     ("registry.name", "digits", set()),
@@ -69,8 +76,18 @@ def test_where_and_by_whom_a_set_is_made_shapes_nothing(field, value):
     assert shaped({field: value}) == set()
 
 
+def test_a_method_s_settings_shape_what_it_makes_and_not_what_the_other_does():
+    assert shaped({"distill.kernel": {"pool": 3}}) == EVERYWHERE
+    krr = {"distill.method": "krrSt"}
+    (distill,) = (stage for stage in STAGES if stage.name == "distill")
+    usual = distill.settings(spec(krr), 200)
+    assert distill.settings(spec(krr | {"distill.innerSteps": 9}), 200) == usual
+    assert distill.settings(spec(krr | {"distill.kernel": {"pool": 3}}), 200) != usual
+
+
 def test_the_same_setting_said_in_another_way_shapes_nothing():
     assert shaped({"trajectories.epochs": 3}) == EVERYWHERE
+    assert shaped({"distill.resolution": 8}) == EVERYWHERE
     assert shaped({"evaluate.baselineRate": 0.1}) == EVERYWHERE
 
 

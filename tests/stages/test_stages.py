@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,11 +13,14 @@ import torch
 
 from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
+from limbeck.data.distilled import DistilledSet
 from limbeck.data.feed import Examples
 from limbeck.matching.experts import Experts
 from limbeck.nn.encoders import build_student, student_config
+from limbeck.nn.enlarging import Enlarging
 from limbeck.runner import Run
 from limbeck.scores import read_scores
+from limbeck.spec import Baseline
 from limbeck.ssl.teachers import load_teacher
 from tests.stages.command import limbeck  # noqa: F401 - a fixture
 from tests.stages.tiny import (
@@ -100,7 +104,7 @@ def test_scores_are_losses_after_the_first_epoch_averaged_over_the_experts(finis
     torch.testing.assert_close(scores, torch.stack(losses).mean(0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("initialization", ["random", "highLoss", "kCenter"])
+@pytest.mark.parametrize("initialization", ["random", "highLoss", "kCenter", "facilityLocation"])
 def test_the_synthetic_set_starts_from_the_selected_images_and_moves_away(tmp_path, initialization):
     run_tiny(tmp_path, {"distill.initialization": initialization, "evaluate.tasks": []})
     selection = tensors(tmp_path, "select", "selection.safetensors")
@@ -202,6 +206,59 @@ def test_every_probe_is_a_row_and_sees_the_labels_that_it_says(finished):
     train = ImageDataset.open(folder(finished, "ingest digits/train"))
     counts = torch.tensor(train.labels).bincount()
     assert {score.labels for score in scores} == {sum(max(1, round(0.1 * int(count))) for count in counts)}
+
+
+def test_all_baselines_stand_beside_the_distilled_set(tmp_path):
+    baselines = list(get_args(Baseline))
+    changes = {"evaluate.baselines": baselines, "evaluate.seeds": [0, 1], "evaluate.labelFractions": [0.5]}
+    summary = run_tiny(tmp_path, changes | {"source.limit": 100, "distill.iterations": 1})
+    found = {entry.method: entry.values for entry in summary.accuracies}
+    assert list(found) == ["distilled", *baselines]
+    assert len({tuple(values) for values in found.values()}) > len(baselines) - 2  # they are not the same thing
+    again = run_tiny(tmp_path, changes | {"source.limit": 100, "distill.iterations": 1, "evaluate.seeds": [1]})
+    assert {entry.method: entry.values for entry in again.accuracies} == {m: v[1:] for m, v in found.items()}
+
+
+def test_all_ways_to_distil_leave_a_set_that_their_recipe_pretrains_from(tmp_path):
+    changes = {
+        "student.augmentation": "flipShift",
+        "targets.whiten": True,
+        "trajectories.sharpnessRadius": 0.1,
+        "trajectories.epochs": 3,
+        "distill.startGrowth": 0.5,
+        "distill.lossNormalization": "layer",
+        "distill.targetRank": 3,
+        "distill.averageLast": 0.5,
+    }
+    assert run_tiny(tmp_path, changes).succeeded
+    synthetic = tensors(tmp_path, "distill", "synthetic.safetensors")
+    assert torch.linalg.matrix_rank(synthetic["targets"], rtol=1e-4) <= 6  # the mean of some of rank 3
+    distilled = DistilledSet.load(folder(tmp_path, "register"))
+    assert distilled.recipe.augmentation == "flipShift"
+
+
+def test_a_set_of_small_images_has_more_of_them_and_rivals_have_as_many_pixels(tmp_path):
+    changes = {"distill.resolution": 4, "distill.size": 40, "evaluate.steps": 6, "evaluate.seeds": [0]}
+    summary = run_tiny(tmp_path, changes | {"evaluate.baselines": ["random"]})
+    assert summary.distilled.images == 40
+    distilled = DistilledSet.load(folder(tmp_path, "register"))
+    assert (distilled.images.shape, distilled.stored.shape) == ((40, 3, 8, 8), (40, 3, 4, 4))
+    synthetic = tensors(tmp_path, "distill", "synthetic.safetensors")
+    torch.testing.assert_close(distilled.images, synthetic["images"])
+    assert not torch.equal(synthetic["images"], synthetic["initial_images"])
+    assert distilled.recipe.epochs == 6  # one batch of 40 an epoch
+    encoders = [json.loads(path.read_text()) for path in tmp_path.glob("encoder/*/manifest.json")]
+    recipes = {
+        entry["section"]["diet"].keys() & {"distilled", "subset"} and entry["section"]["recipe"]["epochs"]
+        for entry in encoders
+    }
+    assert recipes == {6}
+    again = {"distill.resolution": 4, "distill.size": 40, "distill.warmStart": str(folder(tmp_path, "register"))}
+    assert run_tiny(tmp_path / "again", again | {"evaluate.tasks": []}).succeeded
+    onward = tensors(tmp_path / "again", "distill", "synthetic.safetensors")
+    mean, std = distilled.mean[:, None, None], distilled.std[:, None, None]
+    kept = (distilled.pixels(distilled.stored) - mean) / std  # as one would look at them, and not blurred again
+    torch.testing.assert_close(onward["initial_images"], Enlarging(4, 8, CPU)(kept))
 
 
 def test_without_tasks_nothing_is_evaluated(limbeck, tmp_path):

@@ -166,8 +166,8 @@ def test_what_is_no_version_is_one_line(limbeck, tmp_path, mlflow, which, phrase
 
 def test_one_that_cannot_be_had_is_one_line_before_any_work(limbeck, tmp_path, own_mlflow):
     cases: list[tuple[dict[str, Any], int, str]] = [
-        ({"distill.size": 5}, 2, "models:/digits/1 has 4 images of 8x8 pixels; 5 of 8x8, as this spec distils"),
-        ({"source.imageSize": 16}, 2, "4 of 16x16, as this spec distils"),
+        ({"distill.size": 5}, 2, "models:/digits/1 has 4 images of 8x8 pixels; 5 of 8x8 pixels, as this spec distils"),
+        ({"source.imageSize": 16}, 2, "4 of 16x16 pixels, as this spec distils"),
         ({"tracking": {"enabled": False, "uri": NOWHERE}}, 1, f"MLflow at {NOWHERE}: "),
         ({"tracking": {"enabled": False, "uri": "sqlite:///none.db"}}, 2, "nothing was tracked in none.db yet"),
     ]

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from limbeck.checkpoint import save_tensors
 from limbeck.data.distilled_files import PREVIEW, RECORD, TENSORS
 from limbeck.errors import InputError
+from limbeck.nn.enlarging import Enlarging
 from limbeck.nn.pretraining import Recipe
 from limbeck.patience import patiently
 from limbeck.storage import PLAIN, Access
@@ -29,7 +30,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     """Synthetic images and their targets, as a torch Dataset of (image f32[3, s, s], target f32[d]).
 
     Attributes:
-        images: f32[m, 3, s, s], normalised with `mean` and `std`.
+        images: f32[m, 3, s, s], normalised with `mean` and `std`, as networks see them.
         targets: f32[m, d], what an encoder's head is trained to give.
         mean: f32[3], in [0, 1] units; normalise other images likewise before the pre-trained encoder sees them.
         std: f32[3], likewise.
@@ -37,6 +38,8 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         spec: the spec that made it, as in a file.
         lineage: digests of all that it was made from.
         evaluation: accuracies and recovered gaps, as in a run's summary.
+        stored: f32[m, 3, r, r], the images as they are kept and saved, where they are smaller; they are enlarged to
+            `images`.
     """
 
     images: Tensor
@@ -47,6 +50,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     spec: dict[str, Any]
     lineage: dict[str, str]
     evaluation: dict[str, Any]
+    stored: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -64,10 +68,12 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     def save(self, folder: Path) -> None:
         """Write the set into a folder: tensors, a JSON record that names their checksum, and a picture."""
-        tensors = {"images": self.images, "targets": self.targets, "viewable": self.viewable(self.images)}
+        kept = self.images if self.stored is None else self.stored
+        tensors = {"images": kept, "targets": self.targets, "viewable": self.viewable(kept)}
         save_tensors(folder / TENSORS, tensors)
         record = {
             "format": 1,
+            "imageSize": self.images.shape[-1],
             "sha256": file_digest(folder / TENSORS),
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
@@ -103,8 +109,10 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             if hashlib.sha256(data).hexdigest() != record["sha256"]:
                 raise InputError(where, f"{TENSORS} is damaged (sha256 differs)", whole)
             tensors = safetensors.torch.load(data)
+            kept = tensors["images"].clone()
+            side = record.get("imageSize", kept.shape[-1])  # earlier sets are kept as they are seen
             return cls(
-                images=tensors["images"].clone(),
+                images=Enlarging(kept.shape[-1], side, kept.device)(kept),
                 targets=tensors["targets"].clone(),
                 mean=torch.tensor(record["mean"]),
                 std=torch.tensor(record["std"]),
@@ -112,6 +120,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
                 spec=record["spec"],
                 lineage=record["lineage"],
                 evaluation=record["evaluation"],
+                stored=None if side == kept.shape[-1] else kept,
             )
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise InputError(where, "no distilled set is there", f"a folder with {RECORD} and {TENSORS}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +19,31 @@ FILE = "targets.safetensors"
 STANDARDIZATION_FILE = "standardization.safetensors"
 
 _TENSOR = "targets"
+_RAISED = 0.01  # of the mean eigenvalue
 _BLOCK = 4096  # rows; sums are taken over blocks of this size, so that they do not depend on the teacher's batches
 
 
 def write_targets(
-    folder: Path, count: int, representations: Iterable[NDArray[np.float32]], *, standardize: bool
+    folder: Path,
+    count: int,
+    representations: Iterable[NDArray[np.float32]],
+    *,
+    standardize: bool,
+    whiten: bool = False,
 ) -> None:
     """Write the targets of a dataset, and what makes them of the representations.
 
     A representation r becomes the target (r - center) / scale: center is the mean of every dimension, scale the
-    deviation over all of them, so that their ratios stay. Without `standardize` they are 0 and 1.
+    deviation over all of them, so that their ratios stay. Without `standardize` they are 0 and 1. With `whiten` it is
+    multiplied with the inverse root of the covariance of those (ZCA), whose smallest eigenvalues are raised a little.
 
     Args:
-        folder: where targets f32[n, d] go into `targets.safetensors`, and center f32[d] and scale f32[] into
-            `standardization.safetensors`. The first has this name only when it is finished.
+        folder: where targets f32[n, d] go into `targets.safetensors`, and center f32[d], scale f32[] and, if whitened,
+            whitening f32[d, d] into `standardization.safetensors`. The first has this name only when it is finished.
         count: n.
         representations: f32[b, d] each, n rows together.
         standardize: whether to.
+        whiten: likewise; only with `standardize`.
 
     Raises:
         WorkError: a representation is not finite, or the disk is full.
@@ -58,10 +67,14 @@ def write_targets(
             block = mapped[start : start + _BLOCK]
             block -= center
             block /= scale
+    made_by = {"center": torch.from_numpy(center), "scale": torch.tensor(float(scale))}
+    if whiten:
+        whitening = _whitening(mapped)
+        for start in range(0, count, _BLOCK):
+            mapped[start : start + _BLOCK] = mapped[start : start + _BLOCK] @ whitening
+        made_by["whitening"] = torch.from_numpy(whitening)
     mapped.flush()
-    save_tensors(
-        folder / STANDARDIZATION_FILE, {"center": torch.from_numpy(center), "scale": torch.tensor(float(scale))}
-    )
+    save_tensors(folder / STANDARDIZATION_FILE, made_by)
     partial.replace(folder / FILE)
 
 
@@ -74,10 +87,39 @@ def open_targets(folder: Path) -> Mapped:
     return open_mapped(folder / FILE, _TENSOR)
 
 
-def read_standardization(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """The center f32[d] and the scale f32[]: a representation r becomes the target (r - center) / scale."""
+@dataclass(frozen=True)
+class Standardization:
+    """What makes targets of representations: r becomes (r - center) / scale, times the whitening if there is one."""
+
+    center: torch.Tensor  # f32[d]
+    scale: torch.Tensor  # f32[]
+    whitening: torch.Tensor | None  # f32[d, d]
+
+    def __call__(self, representations: torch.Tensor) -> torch.Tensor:
+        """The targets f32[m, d] of representations f32[m, d]."""
+        targets = (representations - self.center) / self.scale
+        return targets if self.whitening is None else targets @ self.whitening
+
+
+def read_standardization(folder: Path) -> Standardization:
+    """What made the targets of a folder."""
     tensors, _ = load_tensors(folder / STANDARDIZATION_FILE)
-    return tensors["center"], tensors["scale"]
+    return Standardization(tensors["center"], tensors["scale"], tensors.get("whitening"))
+
+
+def _whitening(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The inverse root f32[d, d] of the covariance of centred rows f32[n, d], in whose eigenvectors it is taken.
+
+    Eigenvalues are raised by a hundredth of their mean: dimensions that hardly vary would be noise, brought to size.
+    """
+    covariance = np.zeros((rows.shape[1], rows.shape[1]))
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK].astype(np.float64)
+        covariance += block.T @ block
+    values, vectors = np.linalg.eigh(covariance / max(1, len(rows) - 1))
+    values = np.maximum(values, 0.0) + max(_RAISED * values.mean(), 1e-12)
+    whitening: NDArray[np.float32] = ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)
+    return whitening
 
 
 class _Moments:

@@ -23,10 +23,11 @@ from limbeck.data.feed import Examples
 from limbeck.interrupt import StopRequest
 from limbeck.matching.steps import Steps
 from limbeck.matching.unroll import InnerLoop, next_velocity
+from limbeck.nn.augmentation import Moves
 from limbeck.nn.encoders import Student
 from limbeck.nn.flat import flatten
 from limbeck.seeding import generator
-from limbeck.spec import Sgd
+from limbeck.spec import Jitter, Sgd
 
 FILE = "expert.safetensors"
 LIST = "experts.json"
@@ -55,6 +56,8 @@ def train_experts(
     stop: StopRequest,
     steps_done: Callable[[int], None],
     checkpoint: Checkpoint | None = None,
+    sharpness_radius: float = 0.0,
+    augmentation: Jitter = "none",
 ) -> list[Expert]:
     """Train students on the full data with mean squared error to the targets (section 4 of the paper), side by side.
 
@@ -73,6 +76,9 @@ def train_experts(
         stop: looked at between steps.
         steps_done: called after every step of all of them, with 1, and once with the steps of a run that was cut.
         checkpoint: where their state is saved from time to time and when a stop is asked for, and found again.
+        sharpness_radius: where it is not 0, a step follows the gradient at theta + radius g / ||g||, g being that at
+            theta (Foret et al., 2021).
+        augmentation: how the images of every step are changed.
 
     Raises:
         FloatingPointError: the loss of one is no longer finite.
@@ -118,7 +124,13 @@ def train_experts(
                 if checkpoint is not None and (stop.requested or checkpoint.due()):
                     save(epoch, step)
                 stop.check()
-                gradient, values = steps.gradient(theta, *next(fed))
+                images, targets = next(fed)
+                if augmentation != "none":
+                    images = _moved(images, seed, indices, epoch, step)
+                gradient, values = steps.gradient(theta, images, targets)
+                if sharpness_radius:
+                    uphill = sharpness_radius * gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
+                    gradient, _ = steps.gradient(theta + uphill, images, targets)
                 velocity = next_velocity(velocity, gradient, theta, inner)
                 theta = theta - optimizer.rate * velocity
                 total += values
@@ -133,6 +145,13 @@ def train_experts(
         Expert(torch.stack([s[k] for s in snapshots]), torch.stack([loss[k] for loss in losses]))
         for k in range(len(indices))
     ]
+
+
+def _moved(images: Tensor, seed: int, indices: Sequence[int], epoch: int, step: int) -> Tensor:
+    """Images f32[p, b, 3, s, s], augmented; each expert's draws are its own."""
+    count, size = images.shape[1], images.shape[-1]
+    draws = [Moves.draw((count,), size, generator(seed, "expert", k, "moves", epoch, step)) for k in indices]
+    return Moves.stack(draws).to(images.device)(images)
 
 
 def expert_steps(count: int, batch: int, epochs: int) -> int:

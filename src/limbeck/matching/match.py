@@ -10,6 +10,9 @@ from torch import Tensor
 
 from limbeck.matching.steps import Steps
 from limbeck.matching.unroll import InnerLoop, SyntheticGradient, replay_gradient, run_inner_loop
+from limbeck.nn.augmentation import Moves
+
+_UNMOVED = 1e-4  # share of the mean tensor's distance below which one counts as not moved by the expert
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,14 @@ def match(
     batches: Sequence[Tensor | None],
     inner: InnerLoop,
     hold: int = 0,
+    *,
+    moves: Sequence[Moves] | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Match:
     """||theta_N - goal||^2 / ||start - goal||^2 after training from `start` on the synthetic set, and its gradient.
+
+    With `layers` the ratio is taken of each parameter tensor apart and averaged over those that the expert moved: a
+    layer of many parameters then counts no more than one of few.
 
     Args:
         steps: the derivatives of the student's training loss.
@@ -43,13 +52,28 @@ def match(
         batches: as in `run_inner_loop`.
         inner: as in `run_inner_loop`.
         hold: as in `run_inner_loop`.
+        moves: as in `run_inner_loop`.
+        layers: numbers of elements of the parameter tensors, together P.
     """
-    trajectory = run_inner_loop(steps, start, images, targets, rate, batches, inner, hold)
-    distance = (start - goal).square().sum(1, keepdim=True)
+    trajectory = run_inner_loop(steps, start, images, targets, rate, batches, inner, hold, moves)
+    weights = distance_weights(start, goal, layers)
     difference = trajectory.final - goal
-    losses = difference.square().sum(1) / distance[:, 0]
-    adjoint = 2.0 * difference / distance
-    return Match(losses, replay_gradient(steps, trajectory, adjoint, images, targets, rate, batches, inner))
+    losses = (weights * difference.square()).sum(1)
+    adjoint = 2.0 * weights * difference
+    gradient = replay_gradient(steps, trajectory, adjoint, images, targets, rate, batches, inner, moves)
+    return Match(losses, gradient)
+
+
+def distance_weights(start: Tensor, goal: Tensor, layers: Sequence[int] | None) -> Tensor:
+    """What each parameter's squared distance to the goal counts, f[p, P] or f[p, 1]."""
+    way = (start - goal).square()
+    if layers is None:
+        return 1.0 / way.sum(1, keepdim=True)
+    distances = torch.stack([part.sum(1) for part in way.split(list(layers), 1)], 1)
+    moved = distances > _UNMOVED * distances.mean(1, keepdim=True)
+    each = torch.where(moved, 1.0 / distances.clamp_min(torch.finfo(distances.dtype).tiny), 0.0)
+    each = each / moved.sum(1, keepdim=True)
+    return each.repeat_interleave(torch.tensor(list(layers), device=each.device), 1)
 
 
 def inner_order(size: int, batch: int, steps: int, generator: torch.Generator) -> Tensor | None:

@@ -7,7 +7,7 @@ over the ranks, so that every rank updates its copy of the set alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from limbeck.matching.experts import Experts
 from limbeck.matching.match import inner_order, match
 from limbeck.matching.steps import Steps
 from limbeck.matching.unroll import InnerLoop, SyntheticGradient, pick
+from limbeck.nn.augmentation import Moves
 from limbeck.ranks import place
 from limbeck.seeding import generator
 from limbeck.spec import Engine
@@ -30,6 +31,7 @@ class Drawn:
     expert: int
     epoch: int
     order: Tensor | None  # the batches of the inner steps, i64[N, b], on the CPU; None: every one is the whole set
+    moves: Moves | None = None  # how the images of each are augmented, of shape [N, b], on the CPU
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ class Matcher:
         steps: the derivatives of the student's loss.
         inner: momentum and weight decay of the inner loop.
         seed: the spec's; the draws of an iteration come from it and the iteration's number.
-        start_epochs: start epochs are drawn from 0 up to, not including, this.
+        start_epochs: start epochs are drawn from 0 up to, not including, what this gives for an iteration.
         gap: M, the epochs of an expert that the inner steps must match.
         inner_steps: N.
         inner_batch: images an inner step, at most the whole set.
         engine: the memory budget.
         device: where to compute.
+        image_size: s, where the images of inner steps are augmented; None where they are not.
+        layers: as in `match`.
     """
 
     def __init__(
@@ -63,14 +67,17 @@ class Matcher:
         inner: InnerLoop,
         *,
         seed: int,
-        start_epochs: int,
+        start_epochs: Callable[[int], int],
         gap: int,
         inner_steps: int,
         inner_batch: int,
         engine: Engine,
         device: torch.device,
+        image_size: int | None = None,
+        layers: Sequence[int] | None = None,
     ) -> None:
         self._experts, self._steps, self._inner = experts, steps, inner
+        self._image_size, self._layers = image_size, layers
         self._seed, self._start_epochs, self._gap = seed, start_epochs, gap
         self._inner_steps, self._inner_batch = inner_steps, inner_batch
         self._engine, self._device = engine, device
@@ -83,8 +90,12 @@ class Matcher:
     def _draw(self, size: int, *path: int) -> Drawn:
         draws = generator(self._seed, "distill", *path)
         expert = int(torch.randint(len(self._experts), (), generator=draws))
-        epoch = int(torch.randint(self._start_epochs, (), generator=draws))
-        return Drawn(expert, epoch, inner_order(size, self._inner_batch, self._inner_steps, draws))
+        epoch = int(torch.randint(self._start_epochs(path[0]), (), generator=draws))
+        order = inner_order(size, self._inner_batch, self._inner_steps, draws)
+        moves = None
+        if self._image_size is not None:
+            moves = Moves.draw((self._inner_steps, min(self._inner_batch, size)), self._image_size, draws)
+        return Drawn(expert, epoch, order, moves)
 
     def match(self, drawn: Sequence[Drawn], images: Tensor, targets: Tensor, rate: Tensor) -> Matched:
         """The mean matching loss of the pairs and its gradient.
@@ -100,14 +111,26 @@ class Matcher:
         loss = torch.zeros((), device=images.device)
         mine = drawn[rank::ranks]
         if mine and self._layout is None:
-            start, _, batches = self._stack(mine[:1])
+            start, _, batches, _ = self._stack(mine[:1])
             x, y = (pick(rows.detach(), batches[0], 1) for rows in (images, targets))
             self._layout = choose_layout(
                 self._steps, start, x, y, pairs=len(mine), inner_steps=self._inner_steps, engine=self._engine
             )
         while mine and self._layout:
-            start, goal, batches = self._stack(mine[: self._layout.stacked])
-            found = match(self._steps, start, goal, images, targets, rate, batches, self._inner, self._layout.hold)
+            start, goal, batches, moves = self._stack(mine[: self._layout.stacked])
+            found = match(
+                self._steps,
+                start,
+                goal,
+                images,
+                targets,
+                rate,
+                batches,
+                self._inner,
+                self._layout.hold,
+                moves=moves,
+                layers=self._layers,
+            )
             for into, part in zip(_tensors(total), _tensors(found.gradient), strict=True):
                 into += part
             loss += found.losses.sum()
@@ -118,8 +141,8 @@ class Matcher:
             tensor /= len(drawn)
         return Matched(loss.item(), total)
 
-    def _stack(self, drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """Starts f[p, P], goals f[p, P], and the batches i64[p, b] of every inner step, on the device."""
+    def _stack(self, drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor, list[Tensor | None], list[Moves] | None]:
+        """Starts f[p, P], goals f[p, P], and batches i64[p, b] and moves [p, b] of every inner step, on the device."""
         start = torch.stack([self._experts.theta(pair.expert, pair.epoch) for pair in drawn])
         goal = torch.stack([self._experts.theta(pair.expert, pair.epoch + self._gap) for pair in drawn])
         if drawn[0].order is None:
@@ -127,7 +150,10 @@ class Matcher:
         else:
             orders = [pair.order for pair in drawn if pair.order is not None]
             batches = list(torch.stack(orders, 1).to(self._device).unbind())
-        return start.to(self._device), goal.to(self._device), batches
+        moves = None
+        if drawn[0].moves is not None:
+            moves = Moves.stack([pair.moves for pair in drawn if pair.moves is not None]).to(self._device).steps()
+        return start.to(self._device), goal.to(self._device), batches, moves
 
 
 def _tensors(gradient: SyntheticGradient) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,8 @@
-"""Choosing real images to start from: the hardest, the most spread out, or any."""
+"""Choosing real images: the hardest, the most spread out, those that stand for the others, or any."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from limbeck.nn.flat import FlatNetwork
 from limbeck.seeding import generator
 
 _BATCH = 512
+_MOST = 2**22  # similarities that are held at once
+_LOOKS = 5  # ln(100): a step then finds one of the best hundredth but for a chance of one in a hundred
 _BLOCK = 1024  # points whose distances are computed at once, in the processor's cache
 
 
@@ -51,6 +55,65 @@ def k_center(points: NDArray[np.float32], size: int, seed: int) -> Tensor:
         distance[chosen[-1]] = -1.0  # never again, even among equal points
         chosen.append(int(distance.argmax()))
     return torch.tensor(chosen)
+
+
+def facility_location(
+    points: NDArray[np.float32], size: int, seed: int, between: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Indices, i64[size], that greedily maximise the facility location of cosine similarities.
+
+    The value of a subset is the sum over all points of 1 + their largest cosine with one of the subset: each point is
+    stood for by the most similar one, the idea of SAS (Joshi and Mirzasoleiman, 2023) on the teacher's representations.
+    Every step looks at a random share of the points (Mirzasoleiman et al., 2015), so that of n points some n ln(100)
+    are looked at in all, and nothing of size n * n is kept.
+
+    Args:
+        points: f32[n, d], perhaps mapped.
+        size: how many to choose, at most n.
+        seed: of what each step looks at.
+        between: called after every step.
+
+    Raises:
+        ValueError: `size` is larger than n.
+    """
+    count = len(points)
+    if size > count:
+        raise ValueError(f"{size} of {count} points")
+    draws = generator(seed, "facility-location")
+    looked_at = min(count, -(-count * _LOOKS // size))
+    covered, chosen = np.zeros(count, np.float32), list[int]()
+    free = np.ones(count, bool)
+    for _ in range(size):
+        order = torch.randperm(count, generator=draws).numpy()
+        candidates = np.sort(order[free[order]][:looked_at])
+        gains = _gains(points, _directions(points[candidates]), covered)
+        best = int(candidates[gains.argmax()])
+        chosen.append(best)
+        free[best] = False
+        direction = _directions(points[best : best + 1])
+        for start in range(0, count, _BLOCK):
+            part = covered[start : start + _BLOCK]
+            np.maximum(part, 1.0 + (_directions(points[start : start + _BLOCK]) @ direction.T)[:, 0], out=part)
+        between()
+    return torch.tensor(chosen)
+
+
+def _directions(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows f32[b, d] at length one; a row of zeros stays."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    directions: NDArray[np.float32] = rows / np.maximum(lengths, np.float32(1e-12))
+    return directions
+
+
+def _gains(
+    points: NDArray[np.float32], directions: NDArray[np.float32], covered: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """What each of the candidates f32[c, d] would add, f64[c], to similarities f32[n] that are reached already."""
+    gains, block = np.zeros(len(directions)), max(1, min(_BLOCK, _MOST // len(directions)))
+    for start in range(0, len(points), block):
+        similarity = 1.0 + _directions(points[start : start + block]) @ directions.T
+        gains += np.maximum(similarity - covered[start : start + block, None], 0.0).sum(0, dtype=np.float64)
+    return gains
 
 
 def _lower(distance: NDArray[np.float32], points: NDArray[np.float32], center: NDArray[np.float32]) -> None:

@@ -19,6 +19,9 @@ plain SGD. It is reverse-mode differentiation of the unrolled loop (Maclaurin et
 reversal), so the gradients equal those of keeping the whole graph, whatever N, in the memory of one step. Where there
 is memory to spare, the graphs of the last steps are held from the forward pass, which saves building them again.
 
+Where images are augmented, x_k is A_k of them with a linear map A_k, and the gradient of x_k goes back through its
+adjoint.
+
 Several (expert, start) pairs are unrolled at once as stacked parameters f[p, P], each on its own batches.
 """
 
@@ -31,6 +34,7 @@ import torch
 from torch import Tensor
 
 from limbeck.matching.steps import Held, Steps
+from limbeck.nn.augmentation import Moves
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def run_inner_loop(
     batches: Sequence[Tensor | None],
     inner: InnerLoop,
     hold: int = 0,
+    moves: Sequence[Moves] | None = None,
 ) -> Trajectory:
     """Train from theta f[p, P] on the synthetic set, one step a batch.
 
@@ -93,13 +98,14 @@ def run_inner_loop(
         batches: for each step the indices i64[p, b] into the set; None is the whole set, without a copy.
         inner: momentum and weight decay.
         hold: of how many steps, the last ones, the graph is held for the replay.
+        moves: for each step how its images are augmented, of shape [p, b]; not at all when absent.
     """
     path = Trajectory([theta.detach()], [])
     images, targets, rate = images.detach(), targets.detach(), rate.detach()
     velocity = torch.zeros_like(path.final)
     for k, batch in enumerate(batches):
         theta = path.final
-        x, y = pick(images, batch, len(theta)), pick(targets, batch, len(theta))
+        x, y = _seen(images, batch, len(theta), moves, k), pick(targets, batch, len(theta))
         if k >= len(batches) - hold:
             path.held[k] = steps.held(theta, x, y)
             gradient = path.held[k].gradient.detach()
@@ -121,6 +127,7 @@ def replay_gradient(
     rate: Tensor,
     batches: Sequence[Tensor | None],
     inner: InnerLoop,
+    moves: Sequence[Moves] | None = None,
 ) -> SyntheticGradient:
     """Gradients of an outer loss with gradient `adjoint` f[p, P] at theta_N; other arguments as `run_inner_loop` had.
 
@@ -136,14 +143,14 @@ def replay_gradient(
         b = b - rate * a
         held = trajectory.held.pop(k, None)
         if held is None:
-            x, y = pick(images, batch, len(theta)), pick(targets, batch, len(theta))
+            x, y = _seen(images, batch, len(theta), moves, k), pick(targets, batch, len(theta))
             products = steps.products(theta, x, y, b)
         else:
             products = held.products(b)
         del held
         a = a + products.theta + inner.weight_decay * b
         b = inner.momentum * b
-        _add(image_gradient, batch, products.images)
+        _add(image_gradient, batch, products.images if moves is None else moves[k].adjoint(products.images))
         _add(target_gradient, batch, products.targets)
     return SyntheticGradient(image_gradient, target_gradient, rate_gradient)
 
@@ -151,6 +158,12 @@ def replay_gradient(
 def pick(rows: Tensor, batch: Tensor | None, networks: int) -> Tensor:
     """Each network's batch, f[p, b, ...], of the rows f[m, ...] at i64[p, b]; None is all rows, without a copy."""
     return rows.expand(networks, *rows.shape) if batch is None else rows[batch]
+
+
+def _seen(images: Tensor, batch: Tensor | None, networks: int, moves: Sequence[Moves] | None, step: int) -> Tensor:
+    """Each network's images of a step, f[p, b, 3, s, s]."""
+    picked = pick(images, batch, networks)
+    return picked if moves is None else moves[step](picked)
 
 
 def _add(total: Tensor, batch: Tensor | None, part: Tensor) -> None:

@@ -18,6 +18,10 @@ class FlatNetwork:
 
     Batch norm uses the statistics of its batch, as in training, and keeps no running averages, so that a call
     changes nothing.
+
+    Attributes:
+        sizes: numbers of elements of the parameter tensors, in their order in theta.
+        parameter_count: P, their sum.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -28,12 +32,12 @@ class FlatNetwork:
                 layer.running_mean = layer.running_var = layer.num_batches_tracked = None
         parameters = dict(self._module.named_parameters())
         self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        self._sizes = [parameter.numel() for parameter in parameters.values()]
-        self.parameter_count = sum(self._sizes)
+        self.sizes = tuple(parameter.numel() for parameter in parameters.values())
+        self.parameter_count = sum(self.sizes)
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         """The network's output f32[b, d] at parameters theta f32[P] for images f32[b, 3, s, s]."""
-        pieces = theta.split(self._sizes)
+        pieces = theta.split(self.sizes)
         views = {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
         output: Tensor = functional_call(self._module, views, (images,))
         return output

@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from limbeck.data.feed import Examples
 from limbeck.interrupt import StopRequest
+from limbeck.nn.augmentation import Moves
 from limbeck.nn.encoders import Student
 from limbeck.seeding import generator, seeded
+from limbeck.spec import DistillationSpec, Jitter
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,19 @@ class Recipe:
     batch: int
     momentum: float
     weight_decay: float
+    augmentation: Jitter = "none"  # of the images of every step
 
     def wire(self) -> dict[str, Any]:
         """For digests and files."""
         return asdict(self)
+
+
+def recipe_of(spec: DistillationSpec, rate: float, count: int) -> Recipe:
+    """How a spec pre-trains encoders on `count` examples with targets."""
+    settings, epochs = spec.evaluate, spec.evaluate.epochs
+    if settings.steps is not None:
+        epochs = max(1, round(settings.steps / (count // min(settings.batch, count))))
+    return Recipe(rate, epochs, settings.batch, settings.momentum, settings.weight_decay, spec.student.augmentation)
 
 
 def pretrain_encoder(
@@ -46,7 +57,7 @@ def pretrain_encoder(
         encoder: maps f32[b, 3, s, s] to features of any shape [b, ...], flattened for the head.
         examples: normalised images f32[n, 3, s, s] and targets f32[n, d]; the encoder is trained on their device.
         recipe: optimiser, epochs and batch; a last batch shorter than the rest is left out of its epoch.
-        seed: of the head's weights and of the order of the images.
+        seed: of the head's weights, the order of the images and their augmentation.
         stop: looked at between steps.
 
     Raises:
@@ -71,8 +82,11 @@ def pretrain_encoder(
 
     with examples.feed(batches()) as fed:
         for epoch in range(recipe.epochs):
-            for _ in range(count // batch):
+            for step in range(count // batch):
                 images, targets = next(fed)
+                if recipe.augmentation != "none":
+                    draws = generator(seed, "pretrain", "moves", epoch, step)
+                    images = Moves.draw((batch,), images.shape[-1], draws).to(device)(images)
                 loss = functional.mse_loss(student(images), targets)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

@@ -30,8 +30,24 @@ _DPI = 72
 _WIDTH = 360
 _FONT_SIZE = 12.5
 
-_SHORT_NAMES = METHOD_NAMES | {"highLoss": "Highest loss", "random": "Random", "none": "Untrained"}
-_MARKERS = {"full": "s", "distilled": "o", "highLoss": "^", "random": "D", "none": "v"}
+_SHORT_NAMES = METHOD_NAMES | {
+    "fullSsl": "Full, SSL",
+    "facilityLocation": "Facility loc.",
+    "kCenter": "k-centre",
+    "highLoss": "Highest loss",
+    "random": "Random",
+    "none": "Untrained",
+}
+_MARKERS = {
+    "full": "s",
+    "fullSsl": "P",
+    "distilled": "o",
+    "facilityLocation": "X",
+    "kCenter": "h",
+    "highLoss": "^",
+    "random": "D",
+    "none": "v",
+}
 
 _STAND_INS = {
     css: f"#0a0b{i:02x}"

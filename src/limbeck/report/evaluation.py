@@ -9,12 +9,15 @@ from limbeck.summary import Accuracy, Summary
 
 METHOD_NAMES = {
     "full": "Full data",
+    "fullSsl": "Full data, SSL",
     "distilled": "Distilled",
+    "facilityLocation": "Facility-location subset",
+    "kCenter": "k-centre subset",
     "highLoss": "Highest-loss subset",
     "random": "Random subset",
     "none": "No pre-training",
 }
-SMALL_METHODS = ("distilled", "highLoss", "random")
+SMALL_METHODS = ("distilled", "facilityLocation", "kCenter", "highLoss", "random")
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def _sentence(summary: Summary, headline: Headline) -> str:
         return f"{reaching}; no random subset was measured to compare with."
     if distilled.mean <= random.mean:
         return (
-            f"{subject} {_verb('do', images)} not beat a random subset of the same size: "
+            f"{subject} {_verb('do', images)} not beat a random subset of as many pixels: "
             f"{percent(distilled.mean, 1)} accuracy against {percent(random.mean, 1)}."
         )
     if headline.gap is None:

@@ -1,15 +1,17 @@
 """Stage 6, distill: optimise the synthetic images, their targets and the inner learning rate by trajectory matching.
 
 Every iteration draws an expert and a start epoch s, trains a student from theta_s for N steps on the synthetic set,
-and follows the gradient of ||theta_N - theta_{s+M}||^2 / ||theta_s - theta_{s+M}||^2. The rate is exp(rho) with rho
-learned, so it stays positive.
+and follows the gradient of ||theta_N - theta_{s+M}||^2 / ||theta_s - theta_{s+M}||^2. The other method, KRR-ST, has
+another gradient (`limbeck.matching.kernel`); all else is the same.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from limbeck.checkpoint import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
+from limbeck.checkpoint import load_tensors, save_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet, image_grid, viewable
 from limbeck.data.feed import Examples
@@ -26,12 +28,13 @@ from limbeck.errors import WorkError
 from limbeck.live import UNSEEN
 from limbeck.matching.engine import GRADIENT_FORWARDS, PRODUCT_FORWARDS, Work, choose_steps
 from limbeck.matching.experts import Experts
+from limbeck.matching.kernel import KernelRegression
 from limbeck.matching.matcher import Matcher
-from limbeck.matching.unroll import InnerLoop
+from limbeck.matching.synthetic import Snapshot, SyntheticSet
+from limbeck.matching.unroll import InnerLoop, SyntheticGradient
 from limbeck.nn.encoders import build_student, student_config
 from limbeck.nn.flat import FlatNetwork
 from limbeck.ranks import anyone, from_first, place
-from limbeck.spec import Distill
 from limbeck.ssl.teachers import load_teacher
 from limbeck.stages.task import StageTask
 from limbeck.storage import Access
@@ -42,84 +45,113 @@ _PICTURES, _SHOWN = 10, 100  # pictures of a run, and how many images each shows
 
 @dataclass(frozen=True)
 class _Start:
-    images: Tensor  # f32[m, 3, s, s], normalised
+    images: Tensor  # f32[m, 3, s, s], normalised; of an earlier set as they are kept
     targets: Tensor  # f32[m, d]
     rate: float
+
+
+class _Method(Protocol):
+    """What gives the gradient of an iteration."""
+
+    def iterate(self, iteration: int, now: Snapshot) -> _Found:
+        """At the set as it is."""
+
+    def pack(self) -> dict[str, Tensor]:
+        """Tensors of a checkpoint."""
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `pack`."""
+
+    def prepare(self, now: Snapshot, between: Callable[[], None]) -> None:
+        """What comes before the first iteration, from where it was cut; `between` is called again and again."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    loss: float
+    gradient: SyntheticGradient
+    expert: int  # of the first pair; the student of the pool
+    start: int  # epoch that the pair starts at; the student's steps
 
 
 def distill(task: StageTask) -> None:
     """Write `synthetic.safetensors` and `history.parquet`.
 
-    The first holds images f32[m, 3, s, s] (normalised), targets f32[m, d], rate f32[], and initial_images; the second
-    the matching loss and the rate of every iteration, and the expert and the start epoch of its first pair.
+    The first holds images f32[m, 3, s, s] (normalised), the same as they are kept, stored f32[m, 3, r, r], targets
+    f32[m, d], rate f32[], and initial_images, what the images were at the start; the second the matching loss and the
+    rate of every iteration, and the expert and the start epoch of its first pair. With krrSt these are the loss of the
+    regression, the student of the pool, and how many steps that had taken.
 
     Several ranks of torch.distributed may do it together: each matches its share of an iteration's pairs, all hold and
     write the same set, and the first saves and reads the checkpoints.
     """
     spec, shop = task.spec, task.shop
     settings, device = spec.distill, shop.device
-    experts = Experts.listed(task.inputs["trajectories"].path, task.locate)
     start = _warm_start(task) if settings.warm_start else _real_start(task)
     config = student_config(spec)
-    network = FlatNetwork(build_student(config, start.targets.shape[1], spec.seed).to(device))
-
-    images = start.images.to(device, copy=True).requires_grad_()  # the start itself is kept for the report
-    targets = start.targets.to(device, copy=True).requires_grad_()
-    log_rate = torch.tensor(math.log(start.rate), device=device, requires_grad=True)
-    optimizer = _outer_optimizer(images, targets, log_rate, settings)
-    steps = [group["lr"] for group in optimizer.param_groups]
+    synthetic = SyntheticSet(start.images, start.targets, start.rate, settings, spec.source.image_size, device)
+    if place()[1] > 1:  # processors differ in last bits: all ranks start as the first does
+        started = from_first(synthetic.pack(), device)
+        assert started is not None
+        synthetic.unpack(*started)
+    initial = synthetic.now.images.clone()
     history = torch.zeros(settings.iterations, 4, dtype=torch.float64)  # loss, rate, expert, start
     checkpoint, first, leads = task.checkpoint(), 0, place()[0] == 0
     saved = from_first(checkpoint.load() if leads else None, device)
+    batch = min(settings.inner_batch, len(start.images))
     if saved is not None:
-        tensors, values = saved
-        first = values["iterations"]
-        with torch.no_grad():
-            for parameter, name in ((images, "images"), (targets, "targets"), (log_rate, "log_rate")):
-                parameter.copy_(tensors[name])
-        unpack_optimizer(optimizer, tensors, "optimizer")
-        history[:first] = tensors["history"]
-
-    def save(iterations: int) -> None:
-        state = {"images": images, "targets": targets, "log_rate": log_rate, "history": history[:iterations]}
-        checkpoint.save({**state, **pack_optimizer(optimizer, "optimizer")}, {"iterations": iterations})
-
-    batch = min(settings.inner_batch, len(images))
+        first = saved[1]["iterations"]
     bars = shop.progress.bar("distill", settings.iterations, "iterations", first)
     with fitting_threads(config, batch), bars as bar:
-        matcher = _matcher(task, experts, network, batch)
-        for iteration in range(first, settings.iterations):
+        method: _Method = _Kernel(task) if settings.method == "krrSt" else _Mkdt(task, start, batch)
+        if saved is not None:
+            tensors, values = saved
+            synthetic.unpack(tensors, values)
+            method.unpack(tensors)
+            history[:first] = tensors["history"]
+
+        def save(iterations: int) -> None:
+            state, values = synthetic.pack()
+            state |= {"history": history[:iterations], **method.pack()}
+            checkpoint.save(state, {"iterations": iterations, **values})
+
+        def pause(iterations: int) -> None:
             shop.stop.requested = anyone(shop.stop.requested, device)
             if leads and (checkpoint.due() or shop.stop.requested):
-                save(iteration)
+                save(iterations)
             shop.stop.check()
-            rate = log_rate.detach().exp()
+
+        method.prepare(synthetic.now, lambda: pause(0))
+        for iteration in range(first, settings.iterations):
+            pause(iteration)
+            now = synthetic.now
             if leads and iteration % max(1, settings.iterations // _PICTURES) == 0:
-                _show(task, iteration, images)
-            drawn = matcher.draw(iteration, settings.pairs, len(images))
-            matched = matcher.match(drawn, images, targets, rate)
-            value = matched.loss
-            if not (math.isfinite(value) and matched.gradient.rate.isfinite()):
+                _show(task, iteration, now.images)
+            found = method.iterate(iteration, now)
+            rate = now.rate.item()
+            if not (math.isfinite(found.loss) and found.gradient.rate.isfinite()):
+                lower = "pixelStep, rateStep" if settings.method == "mkdt" else "pixelStep, targetStep"
                 raise WorkError(
-                    f"distill: the matching loss is {value:g} at iteration {iteration}, rate {rate.item():.3g}; "
-                    "lower spec.distill.pixelStep, rateStep or innerOptimizer.rate"
+                    f"distill: the matching loss is {found.loss:g} at iteration {iteration}, rate {rate:.3g}; "
+                    f"lower spec.distill.{lower} or innerOptimizer.rate"
                 )
-            for group, step in zip(optimizer.param_groups, steps, strict=True):
-                group["lr"] = step * _decay(settings, iteration)
-            images.grad, targets.grad = matched.gradient.images, matched.gradient.targets
-            log_rate.grad = matched.gradient.rate * rate
-            optimizer.step()
-            history[iteration] = torch.tensor(
-                [value, rate.item(), drawn[0].expert, drawn[0].epoch], dtype=torch.float64
-            )
+            synthetic.step(found.gradient, iteration)
+            history[iteration] = torch.tensor([found.loss, rate, found.expert, found.start], dtype=torch.float64)
             if leads:
-                shop.live.figures(iteration, {"matching_loss": value, "learning_rate": rate.item()})
+                shop.live.figures(iteration, {"matching_loss": found.loss, "learning_rate": rate})
             bar.advance(note=f"matching loss {history[max(0, iteration - 49) : iteration + 1, 0].mean():.4f}")
+    result = synthetic.result
     if leads:
-        _show(task, settings.iterations, images)
+        _show(task, settings.iterations, result.images)
     save_tensors(
         task.out / "synthetic.safetensors",
-        {"images": images, "targets": targets, "rate": log_rate.exp(), "initial_images": start.images},
+        {
+            "images": result.images,
+            "stored": result.stored,
+            "targets": result.targets,
+            "rate": result.rate,
+            "initial_images": initial,
+        },
     )
     _write_history(task.out / "history.parquet", history)
 
@@ -134,25 +166,89 @@ def _show(task: StageTask, iteration: int, images: Tensor) -> None:
     task.shop.live.picture(iteration, "synthetic", np.asarray(grid))
 
 
-def _matcher(task: StageTask, experts: Experts, network: FlatNetwork, batch: int) -> Matcher:
-    """What computes the gradient of an iteration, by the means that fit the size of the work and the device."""
-    spec, shop = task.spec, task.shop
-    settings, engine = spec.distill, spec.execution.engine
-    forwards = settings.iterations * settings.pairs * settings.inner_steps * (GRADIENT_FORWARDS + PRODUCT_FORWARDS)
-    work = Work(network, batch, spec.source.image_size, float(forwards))
-    steps = choose_steps(work, settings.precision, engine, shop.device, shop.progress.say)
-    return Matcher(
-        experts,
-        steps,
-        InnerLoop(settings.inner_optimizer.momentum, settings.inner_optimizer.weight_decay),
-        seed=spec.seed,
-        start_epochs=settings.max_start_epoch,
-        gap=settings.expert_gap,
-        inner_steps=settings.inner_steps,
-        inner_batch=settings.inner_batch,
-        engine=engine,
-        device=shop.device,
-    )
+class _Mkdt:
+    """Matches expert trajectories, by the means that fit the size of the work and the device."""
+
+    def __init__(self, task: StageTask, start: _Start, batch: int) -> None:
+        spec, shop = task.spec, task.shop
+        settings, engine = spec.distill, spec.execution.engine
+        network = FlatNetwork(build_student(student_config(spec), start.targets.shape[1], spec.seed).to(shop.device))
+        forwards = settings.iterations * settings.pairs * settings.inner_steps * (GRADIENT_FORWARDS + PRODUCT_FORWARDS)
+        work = Work(network, batch, spec.source.image_size, float(forwards))
+        steps = choose_steps(work, settings.precision, engine, shop.device, shop.progress.say)
+        self._pairs = settings.pairs
+        self._matcher = Matcher(
+            Experts.listed(task.inputs["trajectories"].path, task.locate),
+            steps,
+            InnerLoop(settings.inner_optimizer.momentum, settings.inner_optimizer.weight_decay),
+            seed=spec.seed,
+            start_epochs=settings.start_epochs,
+            gap=settings.expert_gap,
+            inner_steps=settings.inner_steps,
+            inner_batch=settings.inner_batch,
+            engine=engine,
+            device=shop.device,
+            image_size=None if spec.student.augmentation == "none" else spec.source.image_size,
+            layers=network.sizes if settings.loss_normalization == "layer" else None,
+        )
+
+    def iterate(self, iteration: int, now: Snapshot) -> _Found:
+        drawn = self._matcher.draw(iteration, self._pairs, len(now.images))
+        matched = self._matcher.match(drawn, now.images, now.targets, now.rate)
+        return _Found(matched.loss, matched.gradient, drawn[0].expert, drawn[0].epoch)
+
+    def pack(self) -> dict[str, Tensor]:
+        return {}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        pass
+
+    def prepare(self, now: Snapshot, between: Callable[[], None]) -> None:
+        pass
+
+
+class _Kernel:
+    """Regresses the targets of real images on the synthetic ones."""
+
+    def __init__(self, task: StageTask) -> None:
+        spec, shop = task.spec, task.shop
+        dataset = ImageDataset.open(task.inputs["dataset"].path)
+        targets = open_targets(task.inputs["targets"].path)
+        examples = Examples.normalized(
+            dataset.images, dataset.mean, dataset.std, shop.device, targets, say=shop.progress.say
+        )
+        inner = spec.distill.inner_optimizer
+        self._progress = shop.progress
+        self._regression = KernelRegression(
+            student_config(spec),
+            examples,
+            spec.distill.kernel,
+            rate=inner.rate,
+            momentum=inner.momentum,
+            seed=spec.seed,
+            augmentation=spec.student.augmentation,
+        )
+
+    def iterate(self, iteration: int, now: Snapshot) -> _Found:
+        found = self._regression.iterate(iteration, now.images, now.targets)
+        return _Found(found.loss, found.gradient, found.student, found.age)
+
+    def pack(self) -> dict[str, Tensor]:
+        return {f"pool.{name}": tensor for name, tensor in self._regression.pack().items()}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        self._regression.unpack({n.removeprefix("pool."): t for n, t in tensors.items() if n.startswith("pool.")})
+
+    def prepare(self, now: Snapshot, between: Callable[[], None]) -> None:
+        total, done = self._regression.preparation()
+        with self._progress.bar("pool", total, "steps", done) as bar:
+
+            def stepped() -> None:
+                bar.advance()
+                between()
+
+            if done < total:
+                self._regression.prepare(now.images, now.targets, stepped)
 
 
 def _real_start(task: StageTask) -> _Start:
@@ -178,37 +274,11 @@ def _warm_start(task: StageTask) -> _Start:
     dataset = ImageDataset.open(task.inputs["dataset"].path)
     pixels = earlier.pixels(earlier.images)
     teacher = load_teacher(task.inputs["teacher"].path, task.shop.device)
-    center, scale = read_standardization(task.inputs["targets"].path)
-    targets = (teacher.represent(pixels.to(task.shop.device)).cpu() - center) / scale
+    standardize = read_standardization(task.inputs["targets"].path)
+    targets = standardize(teacher.represent(pixels.to(task.shop.device)).cpu())
     mean, std = (torch.from_numpy(v)[:, None, None] for v in (dataset.mean, dataset.std))
-    return _Start((pixels - mean) / std, targets, earlier.recipe.rate)
-
-
-def _outer_optimizer(
-    images: Tensor, targets: Tensor, log_rate: Tensor, settings: Distill
-) -> torch.optim.SGD | torch.optim.Adam:
-    """The optimiser of all three.
-
-    A step d on the rate is a step d / rate on its logarithm. With SGD the logarithm's gradient is also rate times the
-    rate's, hence the square.
-    """
-    rate = settings.inner_optimizer.rate
-    rate_step = settings.rate_step / (rate**2 if settings.optimizer == "sgd" else rate)
-    groups = [
-        {"params": [images], "lr": settings.pixel_step},
-        {"params": [targets], "lr": settings.target_step},
-        {"params": [log_rate], "lr": rate_step},
-    ]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=settings.momentum)
-    return torch.optim.Adam(groups, betas=(settings.momentum, 0.99))
-
-
-def _decay(settings: Distill, iteration: int) -> float:
-    """The share of the step sizes that is left at an iteration."""
-    if settings.schedule == "constant":
-        return 1.0
-    return 0.5 * (1.0 + math.cos(math.pi * iteration / settings.iterations))
+    kept = pixels if earlier.stored is None else earlier.pixels(earlier.stored)
+    return _Start((kept - mean) / std, targets, earlier.recipe.rate)
 
 
 def _write_history(path: Path, history: Tensor) -> None:

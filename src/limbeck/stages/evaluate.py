@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from limbeck.checkpoint import load_tensors
+from limbeck.checkpoint import Checkpoint, load_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.feed import Examples
 from limbeck.data.targets import open_targets
-from limbeck.errors import WorkError
-from limbeck.matching.selection import random_subset
-from limbeck.nn.encoders import EncoderConfig, build_encoder, student_config
-from limbeck.nn.pretraining import Recipe, pretrain_encoder
+from limbeck.errors import InputError, WorkError
+from limbeck.matching.selection import facility_location, k_center, random_subset
+from limbeck.nn.encoders import ConvNet, EncoderConfig, ResNet, build_encoder, student_config
+from limbeck.nn.pretraining import Recipe, pretrain_encoder, recipe_of
 from limbeck.nn.probe import accuracy, fit_probe, label_subset
 from limbeck.scores import FILE, Score, write_scores
 from limbeck.seeding import derive
-from limbeck.spec import Architecture, DistillationSpec
-from limbeck.stages.graph import ENCODER_VERSION
+from limbeck.spec import Architecture, DistillationSpec, Teacher
+from limbeck.ssl.training import train_ssl
+from limbeck.stages.graph import ENCODER_VERSION, objective_wire
 from limbeck.stages.task import StageTask
 from limbeck.store import Identity, json_digest
 from limbeck.threads import fitting_threads
@@ -45,6 +47,14 @@ class _Diet:
     examples: Examples
     recipe: Recipe
     description: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _SslDiet:
+    """All images, and the self-supervised objective that the teacher's settings name."""
+
+    pixels: Callable[[], Examples]
+    settings: Teacher
 
 
 @dataclass(frozen=True)
@@ -92,9 +102,10 @@ def encoder_config(spec: DistillationSpec, architecture: Architecture) -> Encode
     """The encoder of that architecture: the student's own settings where it is the student's, else the usual ones."""
     if architecture == spec.student.architecture:
         return student_config(spec)
+    width = spec.evaluate.width
     if architecture == "convnet":
-        return EncoderConfig("convnet", spec.source.image_size, 128, "instance")
-    return EncoderConfig(architecture, spec.source.image_size, 64, "batch")
+        return EncoderConfig("convnet", spec.source.image_size, width or 128, "instance")
+    return EncoderConfig(architecture, spec.source.image_size, width or 64, "batch")
 
 
 class _Data:
@@ -107,7 +118,9 @@ class _Data:
         self._synthetic = (
             load_tensors(task.input_file("distill", "synthetic.safetensors"))[0] if "distill" in task.inputs else {}
         )
-        self._full = self._examples(self._dataset, open_targets(task.inputs["targets"].path))
+        self._targets = open_targets(task.inputs["targets"].path)
+        self._size = task.spec.distill.budget(len(self._dataset), task.spec.source.image_size)
+        self._full = self._examples(self._dataset, self._targets)
         self._labelled = {
             name: self._labelled_images(ImageDataset.open(result.path))
             for name, result in task.inputs.items()
@@ -120,39 +133,61 @@ class _Data:
         say = None if targets is None else shop.progress.say
         return Examples.normalized(dataset.images, source.mean, source.std, shop.device, targets, say=say)
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the source's channels, f32[3, 1, 1] each, on the device."""
+        mean, std = (torch.from_numpy(v)[:, None, None] for v in (self._dataset.mean, self._dataset.std))
+        return mean.to(self._task.shop.device), std.to(self._task.shop.device)
+
     def _labelled_images(self, dataset: ImageDataset) -> _Labelled:
         assert dataset.labels is not None  # checked after ingest
         return _Labelled(
             self._examples(dataset), np.flatnonzero(dataset.labels >= 0), dataset.labels, len(dataset.classes)
         )
 
-    def diet(self, method: str, seed: int) -> _Diet | None:
+    @cached_property
+    def _centers(self) -> Tensor:
+        return k_center(self._targets, self._size, self._task.spec.seed)
+
+    @cached_property
+    def _standing_for_all(self) -> Tensor:
+        self._task.shop.progress.say("evaluate: the subset that stands for all images is chosen first")
+        return facility_location(self._targets, self._size, self._task.spec.seed, self._task.shop.stop.check)
+
+    def diet(self, method: str, seed: int) -> _Diet | _SslDiet | None:
         """What `method` pre-trains on; None for no pre-training."""
         evaluate, spec = self._task.spec.evaluate, self._task.spec
         rate = evaluate.baseline_rate or spec.trajectories.optimizer.rate
         if method == "distilled":
             rate = self._synthetic["rate"].item()
-        recipe = Recipe(rate, evaluate.epochs, evaluate.batch, evaluate.momentum, evaluate.weight_decay)
-        size, inputs = spec.distill.count(len(self._dataset)), self._task.inputs
-        makers: dict[str, Callable[[], _Diet | None]] = {
+        inputs = self._task.inputs
+        makers: dict[str, Callable[[], _Diet | _SslDiet | None]] = {
             "none": lambda: None,
             "distilled": lambda: _Diet(
                 Examples.held(self._synthetic["images"], self._synthetic["targets"], self._task.shop.device),
-                recipe,
+                recipe_of(spec, rate, len(self._synthetic["images"])),
                 {"distilled": inputs["distill"].digest},
             ),
-            "full": lambda: _Diet(self._full, recipe, {"targets": inputs["targets"].digest, "subset": "all"}),
-            "random": lambda: self._subset(random_subset(len(self._dataset), size, derive(seed, "random")), recipe),
-            "highLoss": lambda: self._subset(self._scores.argsort(descending=True, stable=True)[:size], recipe),
+            "full": lambda: _Diet(
+                self._full,
+                recipe_of(spec, rate, len(self._full)),
+                {"targets": inputs["targets"].digest, "subset": "all"},
+            ),
+            "fullSsl": lambda: _SslDiet(
+                lambda: Examples.pixels(self._dataset.images, self._task.shop.device), spec.ssl_teacher
+            ),
+            "random": lambda: self._subset(random_subset(len(self._dataset), self._size, derive(seed, "random")), rate),
+            "highLoss": lambda: self._subset(self._scores.argsort(descending=True, stable=True)[: self._size], rate),
+            "kCenter": lambda: self._subset(self._centers, rate),
+            "facilityLocation": lambda: self._subset(self._standing_for_all, rate),
         }
         return makers[method]()
 
-    def _subset(self, indices: Tensor, recipe: Recipe) -> _Diet:
+    def _subset(self, indices: Tensor, rate: float) -> _Diet:
         description = {
             "targets": self._task.inputs["targets"].digest,
             "subset": json_digest(indices.tolist()),
         }
-        return _Diet(self._full.subset(indices), recipe, description)
+        return _Diet(self._full.subset(indices), recipe_of(self._task.spec, rate, len(indices)), description)
 
     def probe(self, encoder: nn.Module, config: EncoderConfig, method: str, seed: int) -> list[Score]:
         """Probe a frozen encoder on every task with every share of the labels."""
@@ -193,8 +228,8 @@ def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: 
     section = {
         "encoder": config.wire(),
         "seed": seed,
-        "diet": diet.description if diet else None,
-        "recipe": diet.recipe.wire() if diet else None,
+        "diet": diet.description if isinstance(diet, _Diet) else diet and {"ssl": objective_wire(diet.settings)},
+        "recipe": diet.recipe.wire() if isinstance(diet, _Diet) else None,
         "labelFractions": settings.label_fractions,
         "probe": settings.probe.wire(),
         "tasks": [entry.name for entry in settings.tasks],
@@ -203,10 +238,12 @@ def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: 
     inputs = {"dataset": task.inputs["dataset"].digest, **digests}
 
     def work(folder: Path) -> list[str]:
-        encoder: nn.Module = build_encoder(config, seed, "evaluate").to(shop.device).eval()
-        if diet is not None:
+        encoder = build_encoder(config, seed, "evaluate").to(shop.device).eval()
+        if isinstance(diet, _SslDiet):
+            _train_ssl(task, data, encoder, diet, folder, seed)
+        elif diet is not None:
             try:
-                encoder = pretrain_encoder(
+                pretrain_encoder(
                     encoder,
                     diet.examples,
                     diet.recipe,
@@ -223,3 +260,32 @@ def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: 
     result, _ = shop.make(Identity("encoder", ENCODER_VERSION, section, inputs), work)
     rows = json.loads((result.path / "scores.json").read_text())
     return [Score(**{**row, "method": method}) for row in rows]
+
+
+def _train_ssl(
+    task: StageTask, data: _Data, encoder: ConvNet | ResNet, diet: _SslDiet, folder: Path, seed: int
+) -> None:
+    """Train the encoder, in place, on all images, without the teacher."""
+    settings, shop = diet.settings, task.shop
+    mean, std = data.moments()
+    try:
+        train_ssl(
+            encoder,
+            diet.pixels(),
+            mean,
+            std,
+            settings,
+            image_size=task.spec.source.image_size,
+            seed=derive(seed, "fullSsl"),
+            checkpoint=Checkpoint(folder, task.spec.execution.checkpoint_seconds, shop.store),
+            stop=shop.stop,
+        )
+    except FloatingPointError as error:
+        raise WorkError(
+            f"evaluate: fullSsl, seed {seed}: {error}; lower spec.teacher.optimizer.rate (now "
+            f"{settings.optimizer.rate:g})"
+        ) from None
+    except ImportError as error:
+        raise InputError(
+            "spec.evaluate.baselines", f"fullSsl needs {error.name}", "pip install 'limbeck[ssl]'"
+        ) from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from limbeck.spec import DistillationSpec, StageName
+from limbeck.spec import DistillationSpec, StageName, Teacher
 from limbeck.stages.task import StageTask
 
 Settings = Callable[[DistillationSpec, int], dict[str, Any]]
@@ -39,6 +39,17 @@ class Stage:
         function(task)
 
 
+_OF_TRAJECTORIES = (  # settings of distill that krrSt does not look at
+    "innerSteps",
+    "innerBatch",
+    "pairs",
+    "precision",
+    "expertGap",
+    "maxStartEpoch",
+    "startGrowth",
+    "lossNormalization",
+    "rateStep",
+)
 INGEST_VERSION = 2
 EXPERT_VERSION = 1  # of each expert that trajectories makes
 ENCODER_VERSION = 1  # of each encoder that evaluate makes
@@ -75,12 +86,30 @@ def _distill(spec: DistillationSpec, images: int) -> dict[str, Any]:
     settings = spec.distill.wire()
     for replaced in ("size", "fraction", "initialization"):  # the selection's digest stands for them
         del settings[replaced]
+    for unused in ("kernel",) if spec.distill.method == "mkdt" else _OF_TRAJECTORIES:
+        del settings[unused]
+    settings["resolution"] = _resolution(spec)
     return {"distill": settings, "student": spec.student.wire(), "seed": spec.seed}
+
+
+def _resolution(spec: DistillationSpec) -> int | None:
+    """The side of images that are kept smaller than they are seen; for others, the dataset's digest tells it."""
+    side = spec.distill.side(spec.source.image_size)
+    return side if side != spec.source.image_size else None
+
+
+def objective_wire(teacher: Teacher) -> dict[str, Any]:
+    """What shapes an encoder that is trained by the teacher's objective: all but the teacher's own network."""
+    wire = teacher.wire()
+    return {name: value for name, value in wire.items() if name not in ("architecture", "width", "depth", "norm")}
 
 
 def _evaluate(spec: DistillationSpec, images: int) -> dict[str, Any]:
     settings = spec.evaluate.wire()
     settings["tasks"] = [task.name for task in spec.evaluate.tasks]  # their datasets' digests stand for the rest
+    settings["resolution"] = _resolution(spec)  # with the selection's size, what rivals get
+    if "fullSsl" in spec.evaluate.baselines:
+        settings["ssl"] = objective_wire(spec.ssl_teacher)
     settings["baselineRate"] = spec.evaluate.baseline_rate or spec.trajectories.optimizer.rate
     return {"evaluate": settings, "encoderVersion": ENCODER_VERSION, "student": spec.student.wire(), "seed": spec.seed}
 

@@ -7,7 +7,7 @@ import torch
 from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
-from limbeck.nn.pretraining import Recipe
+from limbeck.nn.pretraining import recipe_of
 from limbeck.redact import redact_strings
 from limbeck.scores import FILE, read_scores, recovered_gaps, summarize
 from limbeck.stages.task import StageTask
@@ -19,19 +19,13 @@ def register(task: StageTask) -> None:
     dataset = ImageDataset.open(task.inputs["dataset"].path)
     synthetic = load_tensors(task.input_file("distill", "synthetic.safetensors"))[0]
     accuracies = summarize(read_scores(task.input_file("evaluate", FILE)))
-    settings = spec.evaluate
     DistilledSet(
         images=synthetic["images"],
+        stored=synthetic["stored"],
         targets=synthetic["targets"],
         mean=torch.from_numpy(dataset.mean),
         std=torch.from_numpy(dataset.std),
-        recipe=Recipe(
-            synthetic["rate"].item(),
-            settings.epochs,
-            settings.batch,
-            settings.momentum,
-            settings.weight_decay,
-        ),
+        recipe=recipe_of(spec, synthetic["rate"].item(), len(synthetic["images"])),
         spec=redact_strings(spec.content()),
         lineage={
             "source": task.inputs["dataset"].manifest.inputs["source"],

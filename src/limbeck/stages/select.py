@@ -9,7 +9,7 @@ from limbeck.data.dataset import ImageDataset
 from limbeck.data.feed import Examples
 from limbeck.data.targets import open_targets
 from limbeck.matching.experts import Experts
-from limbeck.matching.selection import k_center, loss_scores, random_subset
+from limbeck.matching.selection import facility_location, k_center, loss_scores, random_subset
 from limbeck.nn.encoders import build_student, student_config
 from limbeck.nn.flat import FlatNetwork
 from limbeck.stages.task import StageTask
@@ -41,6 +41,8 @@ def select(task: StageTask) -> None:
         indices = scores.argsort(descending=True, stable=True)[:size]
     elif spec.distill.initialization == "kCenter":
         indices = k_center(targets, size, spec.seed)
+    elif spec.distill.initialization == "facilityLocation":
+        indices = facility_location(targets, size, spec.seed, shop.stop.check)
     else:
         indices = random_subset(len(dataset), size, spec.seed)
     save_tensors(task.out / "selection.safetensors", {"indices": indices, "scores": scores})

@@ -20,8 +20,9 @@ _BATCH = 256
 def targets(task: StageTask) -> None:
     """Write `targets.safetensors`, in the order of the dataset, and `standardization.safetensors`."""
     dataset = ImageDataset.open(task.inputs["dataset"].path)
-    standardize = task.spec.targets.standardize
-    write_targets(task.out, len(dataset), _representations(task, dataset), standardize=standardize)
+    settings = task.spec.targets
+    rows = _representations(task, dataset)
+    write_targets(task.out, len(dataset), rows, standardize=settings.standardize, whiten=settings.whiten)
 
 
 def _representations(task: StageTask, dataset: ImageDataset) -> Iterator[NDArray[np.float32]]:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from limbeck.checkpoint import pack, pack_optimizer, unpack, unpack_optimizer
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.feed import Examples
 from limbeck.errors import InputError, WorkError
 from limbeck.nn.encoders import EncoderConfig, build_encoder
 from limbeck.patience import patiently
-from limbeck.seeding import generator
-from limbeck.spec import TIMM, Adam, Teacher
+from limbeck.spec import TIMM
 from limbeck.ssl.teachers import TeacherRecord, import_teacher, save_teacher
+from limbeck.ssl.training import train_ssl
 from limbeck.stages.task import StageTask
 from limbeck.storage import Access
-
-_NOTE_EVERY = 16  # steps; reading the loss waits for an accelerator to catch up
 
 
 def teacher(task: StageTask) -> None:
@@ -56,85 +50,31 @@ def _fetch(checkpoint: str, task: StageTask) -> Path:
 
 
 def _train(task: StageTask, dataset: ImageDataset, config: EncoderConfig) -> torch.nn.Module:
+    settings, seed, shop = task.spec.teacher, task.spec.seed, task.shop
+    encoder = build_encoder(config, seed, "teacher")
+    examples = Examples.pixels(dataset.images, shop.device, say=shop.progress.say)
+    mean, std = (torch.from_numpy(v).to(shop.device)[:, None, None] for v in (dataset.mean, dataset.std))
     try:
-        from limbeck.ssl.objectives import build_objective
-        from limbeck.ssl.views import Views
-
-        settings, seed, device = task.spec.teacher, task.spec.seed, task.shop.device
-        encoder = build_encoder(config, seed, "teacher")
-        objective = build_objective(settings, encoder.feature_dimension, seed)
-        views = Views(settings.augmentation, config.image_size)
+        losses = train_ssl(
+            encoder,
+            examples,
+            mean,
+            std,
+            settings,
+            image_size=config.image_size,
+            seed=seed,
+            checkpoint=task.checkpoint(),
+            stop=shop.stop,
+            progress=shop.progress,
+            epoch_done=lambda epoch, loss: shop.live.figures(epoch, {"teacher_loss": loss}),
+        )
     except ImportError as error:
         raise InputError(
-            "spec.teacher.algorithm",
-            f"{task.spec.teacher.algorithm} needs {error.name}",
-            "pip install 'limbeck[ssl]'",
+            "spec.teacher.algorithm", f"{settings.algorithm} needs {error.name}", "pip install 'limbeck[ssl]'"
         ) from None
-    encoder, head = encoder.to(device).train(), objective.head.to(device).train()
-    examples = Examples.pixels(dataset.images, device, say=task.shop.progress.say)
-    mean, std = (torch.from_numpy(v).to(device)[:, None, None] for v in (dataset.mean, dataset.std))
-    batch = min(settings.batch, len(dataset))
-    steps = len(dataset) // batch
-    optimizer = torch.optim.AdamW(
-        [*encoder.parameters(), *head.parameters()],
-        lr=settings.optimizer.rate,
-        weight_decay=settings.optimizer.weight_decay,
-    )
-    checkpoint = task.checkpoint()
-    first, losses = 0, []
-    saved = checkpoint.load()
-    if saved is not None:
-        tensors, values = saved
-        unpack(encoder, tensors, "encoder")
-        unpack(head, tensors, "head")
-        unpack_optimizer(optimizer, tensors, "optimizer")
-        first, losses = values["epochs"], values["losses"]
-
-    def save(epochs: int) -> None:
-        state = {**pack(encoder, "encoder"), **pack(head, "head"), **pack_optimizer(optimizer, "optimizer")}
-        checkpoint.save(state, {"epochs": epochs, "losses": losses})
-
-    def batches() -> Iterator[Tensor]:
-        for epoch in range(first, settings.epochs):
-            order = torch.randperm(len(dataset), generator=generator(seed, "teacher", "order", epoch))
-            yield from order.to(examples.index_device)[: steps * batch].split(batch)
-
-    bars = task.shop.progress.bar("teacher", settings.epochs * steps, "steps", first * steps)
-    with bars as bar, examples.feed(batches()) as fed:
-        for epoch in range(first, settings.epochs):
-            total, note = torch.zeros((), dtype=torch.float64, device=device), ""
-            for step in range(steps):
-                done = epoch * steps + step
-                for group in optimizer.param_groups:
-                    group["lr"] = _rate(settings, settings.optimizer, done, steps)
-                pixels, _ = next(fed)
-                one, two = views(pixels, seed, epoch, step)
-                features = encoder((torch.cat([one, two]) - mean) / std)
-                loss = objective(*features.chunk(2))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total += loss.detach()
-                if step % _NOTE_EVERY == 0:
-                    note = f"loss {total.item() / (step + 1):.4g}"
-                bar.advance(note=note)
-                task.shop.stop.check()
-            if not math.isfinite(total.item()):
-                raise WorkError(
-                    f"teacher: the loss is not finite in epoch {epoch + 1}; lower spec.teacher.optimizer.rate "
-                    f"(now {settings.optimizer.rate:g})"
-                )
-            losses.append(total.item() / steps)
-            task.shop.live.figures(epoch, {"teacher_loss": losses[-1]})
-            if checkpoint.due():
-                save(epoch + 1)
+    except FloatingPointError as error:
+        raise WorkError(
+            f"teacher: {error}; lower spec.teacher.optimizer.rate (now {settings.optimizer.rate:g})"
+        ) from None
     (task.out / "history.json").write_text(json.dumps({"losses": losses}) + "\n")
-    return encoder.eval()
-
-
-def _rate(settings: Teacher, adam: Adam, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warmup, total = min(adam.warmup_epochs, settings.epochs - 1) * steps, settings.epochs * steps
-    if step < warmup:
-        return adam.rate * (step + 1) / warmup
-    return adam.rate * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return encoder

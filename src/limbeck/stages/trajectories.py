@@ -48,6 +48,7 @@ def expert_identity(spec: DistillationSpec, index: int, dataset: str, targets: s
         "batch": spec.trajectories.batch,
         "threads": expert_threads(spec),
         "precision": spec.trajectories.precision,
+        "sharpnessRadius": spec.trajectories.sharpness_radius,
         "optimizer": spec.trajectories.optimizer.wire(),
         "student": spec.student.wire(),
         "imageSize": spec.source.image_size,
@@ -198,6 +199,8 @@ class ExpertMaker:
             stop=shop.stop,
             steps_done=lambda count: bar.advance(count * len(group), note=f"{names} of {settings.experts}"),
             checkpoint=Checkpoint(folder, spec.execution.checkpoint_seconds, shop.store),
+            sharpness_radius=settings.sharpness_radius,
+            augmentation=spec.student.augmentation,
         )
 
     def _cause(self, error: Exception) -> str:

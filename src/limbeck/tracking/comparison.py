@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from limbeck.spec import Student
 from limbeck.summary import Accuracy, RecoveredGap
 
 GAP, ACCURACY = "recovered_gap", "accuracy"
@@ -33,7 +34,8 @@ class Evaluated:
         settings = {name: value for name, value in spec["evaluate"].items() if name not in ("tasks", "baselines")}
         settings["baselineRate"] = settings.get("baselineRate") or spec["trajectories"]["optimizer"]["rate"]
         settings = {f"evaluate.{name}": value for name, value in settings.items()}
-        settings |= {"student": spec["student"], "source.imageSize": spec["source"]["imageSize"]}
+        student = Student.model_validate(spec["student"]).wire()  # earlier sets do not have all that there is today
+        settings |= {"student": student, "source.imageSize": spec["source"]["imageSize"]}
         settings["the tasks' data"] = {name: digest for name, digest in lineage.items() if ":" in name}
         return cls(settings, tuple(Accuracy.model_validate(entry) for entry in evaluation["accuracies"]))
 

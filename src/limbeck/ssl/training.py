@@ -1,0 +1,121 @@
+"""Self-supervised training of an encoder: the teacher's, and the baseline that pre-trains on everything by SSL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from limbeck.checkpoint import Checkpoint, pack, pack_optimizer, unpack, unpack_optimizer
+from limbeck.data.feed import Examples
+from limbeck.interrupt import StopRequest
+from limbeck.nn.encoders import ConvNet, ResNet
+from limbeck.progress import SILENT, Progress
+from limbeck.seeding import generator
+from limbeck.spec import Adam, Teacher
+from limbeck.ssl.objectives import build_objective
+from limbeck.ssl.views import Views
+
+_NOTE_EVERY = 16  # steps; reading the loss waits for an accelerator to catch up
+
+
+def train_ssl(
+    encoder: ConvNet | ResNet,
+    examples: Examples,
+    mean: Tensor,
+    std: Tensor,
+    settings: Teacher,
+    *,
+    image_size: int,
+    seed: int,
+    checkpoint: Checkpoint,
+    stop: StopRequest,
+    progress: Progress = SILENT,
+    epoch_done: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> list[float]:
+    """Train `encoder`, in place, by the settings' objective; returned are the mean losses of its epochs.
+
+    Args:
+        encoder: freshly initialised; left in eval mode on the device of the examples.
+        examples: images f32[n, 3, s, s] in [0, 1].
+        mean: f32[3, 1, 1] on that device, in [0, 1] units; the encoder sees (x - mean) / std.
+        std: likewise.
+        settings: algorithm, epochs, batch, projection, optimiser and augmentation.
+        image_size: s.
+        seed: of the projection head, the order of the images and the views.
+        checkpoint: where the state is saved after an epoch, and found again.
+        stop: looked at between steps.
+        progress: gets a bar called teacher.
+        epoch_done: called after every epoch with its number, from 0, and its mean loss.
+
+    Raises:
+        FloatingPointError: the loss of an epoch is not finite.
+        ImportError: lightly or kornia is not installed.
+    """
+    device, count = examples.device, len(examples)
+    objective = build_objective(settings, encoder.feature_dimension, seed)
+    views = Views(settings.augmentation, image_size)
+    encoder, head = encoder.to(device).train(), objective.head.to(device).train()
+    batch = min(settings.batch, count)
+    steps = count // batch
+    optimizer = torch.optim.AdamW(
+        [*encoder.parameters(), *head.parameters()],
+        lr=settings.optimizer.rate,
+        weight_decay=settings.optimizer.weight_decay,
+    )
+    first, losses = 0, list[float]()
+    saved = checkpoint.load()
+    if saved is not None:
+        tensors, values = saved
+        unpack(encoder, tensors, "encoder")
+        unpack(head, tensors, "head")
+        unpack_optimizer(optimizer, tensors, "optimizer")
+        first, losses = values["epochs"], values["losses"]
+
+    def save(epochs: int) -> None:
+        state = {**pack(encoder, "encoder"), **pack(head, "head"), **pack_optimizer(optimizer, "optimizer")}
+        checkpoint.save(state, {"epochs": epochs, "losses": losses})
+
+    def batches() -> Iterator[Tensor]:
+        for epoch in range(first, settings.epochs):
+            order = torch.randperm(count, generator=generator(seed, "teacher", "order", epoch))
+            yield from order.to(examples.index_device)[: steps * batch].split(batch)
+
+    bars = progress.bar("teacher", settings.epochs * steps, "steps", first * steps)
+    with bars as bar, examples.feed(batches()) as fed:
+        for epoch in range(first, settings.epochs):
+            total, note = torch.zeros((), dtype=torch.float64, device=device), ""
+            for step in range(steps):
+                done = epoch * steps + step
+                for group in optimizer.param_groups:
+                    group["lr"] = _rate(settings, settings.optimizer, done, steps)
+                pixels, _ = next(fed)
+                one, two = views(pixels, seed, epoch, step)
+                features = encoder((torch.cat([one, two]) - mean) / std)
+                loss = objective(*features.chunk(2))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                total += loss.detach()
+                if step % _NOTE_EVERY == 0:
+                    note = f"loss {total.item() / (step + 1):.4g}"
+                bar.advance(note=note)
+                stop.check()
+            if not math.isfinite(total.item()):
+                raise FloatingPointError(f"the loss is not finite in epoch {epoch + 1}")
+            losses.append(total.item() / steps)
+            epoch_done(epoch, losses[-1])
+            if checkpoint.due():
+                save(epoch + 1)
+    encoder.eval()
+    return losses
+
+
+def _rate(settings: Teacher, adam: Adam, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    warmup, total = min(adam.warmup_epochs, settings.epochs - 1) * steps, settings.epochs * steps
+    if step < warmup:
+        return adam.rate * (step + 1) / warmup
+    return adam.rate * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
