@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -90,7 +91,9 @@ def test_a_run_without_any_setting_is_tracked_in_a_file_here_and_shown_by_ui(lim
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "limbeck.cli", "ui", "--port", str(port)]
-    shown = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    shown = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     try:
         assert shown.stdout is not None
         assert shown.stdout.readline() == f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning\n"
@@ -103,7 +106,7 @@ def test_a_run_without_any_setting_is_tracked_in_a_file_here_and_shown_by_ui(lim
                 assert time.monotonic() < deadline
                 time.sleep(0.3)
     finally:
-        shown.send_signal(signal.SIGINT)
+        os.killpg(shown.pid, signal.SIGINT)  # as a terminal does; MLflow's own processes would be left otherwise
         assert shown.wait(30) == 0
 
 
