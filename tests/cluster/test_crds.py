@@ -134,4 +134,7 @@ def test_a_schedule_is_taken_with_its_defaults(create):
         }
     )["spec"]
     assert (made["timeZone"], made["concurrencyPolicy"], made["onlyIfSourceChanged"]) == ("Etc/UTC", "Forbid", True)
-    assert made["template"]["spec"]["distill"]["innerSteps"] == 40
+    template = made["template"]["spec"]
+    assert template["distill"]["pairs"] == 1
+    assert "innerSteps" not in template["distill"]  # the preset's, when the spec is read
+    assert DistillationSpec.model_validate(template) == DistillationSpec.model_validate(SOURCE)
