@@ -55,6 +55,11 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def kept(self) -> Tensor:
+        """The images as they are saved, f32[m, 3, r, r]."""
+        return self.images if self.stored is None else self.stored
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.targets[index]
 
@@ -68,8 +73,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     def save(self, folder: Path) -> None:
         """Write the set into a folder: tensors, a JSON record that names their checksum, and a picture."""
-        kept = self.images if self.stored is None else self.stored
-        tensors = {"images": kept, "targets": self.targets, "viewable": self.viewable(kept)}
+        tensors = {"images": self.kept, "targets": self.targets, "viewable": self.viewable(self.kept)}
         save_tensors(folder / TENSORS, tensors)
         record = {
             "format": 1,

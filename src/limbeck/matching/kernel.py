@@ -22,7 +22,7 @@ from torch.nn import functional
 from limbeck.data.feed import Examples
 from limbeck.matching.steps import Steps, student_loss
 from limbeck.matching.unroll import InnerLoop, SyntheticGradient, next_velocity
-from limbeck.nn.augmentation import Moves
+from limbeck.nn.augmentation import randomly_moved
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
 from limbeck.seeding import generator
@@ -157,7 +157,7 @@ class KernelRegression:
         theta, images = self._thetas[place : place + 1], images.detach()
         if self._augmentation != "none":
             draws = generator(self._seed, "krr", place, int(self._taken[place]), "moves", step)
-            images = Moves.draw((len(images),), images.shape[-1], draws).to(images.device)(images)
+            images = randomly_moved(images, draws)
         gradient, _ = self._steps.gradient(theta, images[None], targets.detach()[None])
         velocity = next_velocity(self._velocities[place : place + 1], gradient, theta, self._inner)
         self._velocities[place] = velocity[0]

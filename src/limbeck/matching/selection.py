@@ -12,6 +12,7 @@ from torch import Tensor
 from limbeck.data.feed import Examples, batches_of
 from limbeck.nn.flat import FlatNetwork
 from limbeck.seeding import generator
+from limbeck.spec import Initialization
 
 _BATCH = 512
 _MOST = 2**22  # similarities that are held at once
@@ -28,6 +29,24 @@ def loss_scores(network: FlatNetwork, theta: Tensor, examples: Examples) -> Tens
     """
     with examples.feed(batches_of(len(examples), _BATCH)) as fed:
         return torch.cat([(network(theta, images) - targets).square().mean(1) for images, targets in fed])
+
+
+def choose(
+    how: Initialization,
+    targets: NDArray[np.float32],
+    scores: Tensor,
+    size: int,
+    seed: int,
+    between: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Indices, i64[size], of images chosen by their targets f32[n, d] or their scores f32[n]; `between` as below."""
+    if how == "highLoss":
+        return scores.argsort(descending=True, stable=True)[:size]
+    if how == "kCenter":
+        return k_center(targets, size, seed)
+    if how == "facilityLocation":
+        return facility_location(targets, size, seed, between)
+    return random_subset(len(targets), size, seed)
 
 
 def random_subset(count: int, size: int, seed: int) -> Tensor:

@@ -62,6 +62,11 @@ class Moves:
         return _gather(gradient, rows, columns, columns)
 
 
+def randomly_moved(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images f32[b, 3, s, s], each by moves of its own."""
+    return Moves.draw(images.shape[:1], images.shape[-1], generator).to(images.device)(images)
+
+
 def _gather(images: Tensor, rows: Tensor, columns: Tensor, bounded: Tensor) -> Tensor:
     """Pixel (rows[i], columns[j]) at (i, j); zero where the row or `bounded[j]` lies outside."""
     side = images.shape[-1]

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from limbeck.data.feed import Examples
 from limbeck.interrupt import StopRequest
-from limbeck.nn.augmentation import Moves
+from limbeck.nn.augmentation import randomly_moved
 from limbeck.nn.encoders import Student
 from limbeck.seeding import generator, seeded
 from limbeck.spec import DistillationSpec, Jitter
@@ -85,8 +85,7 @@ def pretrain_encoder(
             for step in range(count // batch):
                 images, targets = next(fed)
                 if recipe.augmentation != "none":
-                    draws = generator(seed, "pretrain", "moves", epoch, step)
-                    images = Moves.draw((batch,), images.shape[-1], draws).to(device)(images)
+                    images = randomly_moved(images, generator(seed, "pretrain", "moves", epoch, step))
                 loss = functional.mse_loss(student(images), targets)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.checkpoint import Checkpoint, pack, pack_optimizer, unpack, unpack_optimizer
+from limbeck.data.dataset import ImageDataset
 from limbeck.data.feed import Examples
 from limbeck.interrupt import StopRequest
 from limbeck.nn.encoders import ConvNet, ResNet
@@ -23,12 +24,10 @@ _NOTE_EVERY = 16  # steps; reading the loss waits for an accelerator to catch up
 
 def train_ssl(
     encoder: ConvNet | ResNet,
-    examples: Examples,
-    mean: Tensor,
-    std: Tensor,
+    dataset: ImageDataset,
     settings: Teacher,
     *,
-    image_size: int,
+    device: torch.device,
     seed: int,
     checkpoint: Checkpoint,
     stop: StopRequest,
@@ -38,25 +37,25 @@ def train_ssl(
     """Train `encoder`, in place, by the settings' objective; returned are the mean losses of its epochs.
 
     Args:
-        encoder: freshly initialised; left in eval mode on the device of the examples.
-        examples: images f32[n, 3, s, s] in [0, 1].
-        mean: f32[3, 1, 1] on that device, in [0, 1] units; the encoder sees (x - mean) / std.
-        std: likewise.
+        encoder: freshly initialised; left in eval mode on the device.
+        dataset: images, and the mean and deviation that they are normalised with.
         settings: algorithm, epochs, batch, projection, optimiser and augmentation.
-        image_size: s.
+        device: where to train.
         seed: of the projection head, the order of the images and the views.
         checkpoint: where the state is saved after an epoch, and found again.
         stop: looked at between steps.
-        progress: gets a bar called teacher.
+        progress: gets a bar called teacher, and is told how the images are fed.
         epoch_done: called after every epoch with its number, from 0, and its mean loss.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
         ImportError: lightly or kornia is not installed.
     """
-    device, count = examples.device, len(examples)
+    count = len(dataset)
     objective = build_objective(settings, encoder.feature_dimension, seed)
-    views = Views(settings.augmentation, image_size)
+    views = Views(settings.augmentation, dataset.images.shape[-1])
+    examples = Examples.pixels(dataset.images, device, say=progress.say)
+    mean, std = (torch.from_numpy(v).to(device)[:, None, None] for v in (dataset.mean, dataset.std))
     encoder, head = encoder.to(device).train(), objective.head.to(device).train()
     batch = min(settings.batch, count)
     steps = count // batch

@@ -212,16 +212,11 @@ class _Kernel:
 
     def __init__(self, task: StageTask) -> None:
         spec, shop = task.spec, task.shop
-        dataset = ImageDataset.open(task.inputs["dataset"].path)
-        targets = open_targets(task.inputs["targets"].path)
-        examples = Examples.normalized(
-            dataset.images, dataset.mean, dataset.std, shop.device, targets, say=shop.progress.say
-        )
         inner = spec.distill.inner_optimizer
         self._progress = shop.progress
         self._regression = KernelRegression(
             student_config(spec),
-            examples,
+            task.source_examples(),
             spec.distill.kernel,
             rate=inner.rate,
             momentum=inner.momentum,
@@ -277,8 +272,7 @@ def _warm_start(task: StageTask) -> _Start:
     standardize = read_standardization(task.inputs["targets"].path)
     targets = standardize(teacher.represent(pixels.to(task.shop.device)).cpu())
     mean, std = (torch.from_numpy(v)[:, None, None] for v in (dataset.mean, dataset.std))
-    kept = pixels if earlier.stored is None else earlier.pixels(earlier.stored)
-    return _Start((kept - mean) / std, targets, earlier.recipe.rate)
+    return _Start((earlier.pixels(earlier.kept) - mean) / std, targets, earlier.recipe.rate)
 
 
 def _write_history(path: Path, history: Tensor) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from limbeck.data.dataset import ImageDataset
 from limbeck.data.feed import Examples
 from limbeck.data.targets import open_targets
 from limbeck.errors import InputError, WorkError
-from limbeck.matching.selection import facility_location, k_center, random_subset
+from limbeck.matching.selection import choose, random_subset
 from limbeck.nn.encoders import ConvNet, EncoderConfig, ResNet, build_encoder, student_config
 from limbeck.nn.pretraining import Recipe, pretrain_encoder, recipe_of
 from limbeck.nn.probe import accuracy, fit_probe, label_subset
 from limbeck.scores import FILE, Score, write_scores
 from limbeck.seeding import derive
-from limbeck.spec import Architecture, DistillationSpec, Teacher
+from limbeck.spec import Architecture, DistillationSpec, Initialization, Teacher
 from limbeck.ssl.training import train_ssl
 from limbeck.stages.graph import ENCODER_VERSION, objective_wire
 from limbeck.stages.task import StageTask
@@ -53,8 +53,13 @@ class _Diet:
 class _SslDiet:
     """All images, and the self-supervised objective that the teacher's settings name."""
 
-    pixels: Callable[[], Examples]
+    dataset: ImageDataset
     settings: Teacher
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """As of a `_Diet`."""
+        return {"ssl": objective_wire(self.settings)}
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class _Data:
             load_tensors(task.input_file("distill", "synthetic.safetensors"))[0] if "distill" in task.inputs else {}
         )
         self._targets = open_targets(task.inputs["targets"].path)
+        self._subsets = dict[Initialization, Tensor]()  # those that are chosen already
         self._size = task.spec.distill.budget(len(self._dataset), task.spec.source.image_size)
         self._full = self._examples(self._dataset, self._targets)
         self._labelled = {
@@ -133,25 +139,24 @@ class _Data:
         say = None if targets is None else shop.progress.say
         return Examples.normalized(dataset.images, source.mean, source.std, shop.device, targets, say=say)
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the source's channels, f32[3, 1, 1] each, on the device."""
-        mean, std = (torch.from_numpy(v)[:, None, None] for v in (self._dataset.mean, self._dataset.std))
-        return mean.to(self._task.shop.device), std.to(self._task.shop.device)
-
     def _labelled_images(self, dataset: ImageDataset) -> _Labelled:
         assert dataset.labels is not None  # checked after ingest
         return _Labelled(
             self._examples(dataset), np.flatnonzero(dataset.labels >= 0), dataset.labels, len(dataset.classes)
         )
 
-    @cached_property
-    def _centers(self) -> Tensor:
-        return k_center(self._targets, self._size, self._task.spec.seed)
-
-    @cached_property
-    def _standing_for_all(self) -> Tensor:
-        self._task.shop.progress.say("evaluate: the subset that stands for all images is chosen first")
-        return facility_location(self._targets, self._size, self._task.spec.seed, self._task.shop.stop.check)
+    def _chosen(self, method: Initialization, seed: int) -> Tensor:
+        """The subset of a method: a random one of every evaluation seed, else one for all of them."""
+        if method == "random":
+            return random_subset(len(self._dataset), self._size, derive(seed, "random"))
+        if method not in self._subsets:
+            task = self._task
+            if method == "facilityLocation":
+                task.shop.progress.say("evaluate: the subset that stands for all images is chosen first")
+            self._subsets[method] = choose(
+                method, self._targets, self._scores, self._size, task.spec.seed, task.shop.stop.check
+            )
+        return self._subsets[method]
 
     def diet(self, method: str, seed: int) -> _Diet | _SslDiet | None:
         """What `method` pre-trains on; None for no pre-training."""
@@ -172,17 +177,13 @@ class _Data:
                 recipe_of(spec, rate, len(self._full)),
                 {"targets": inputs["targets"].digest, "subset": "all"},
             ),
-            "fullSsl": lambda: _SslDiet(
-                lambda: Examples.pixels(self._dataset.images, self._task.shop.device), spec.ssl_teacher
-            ),
-            "random": lambda: self._subset(random_subset(len(self._dataset), self._size, derive(seed, "random")), rate),
-            "highLoss": lambda: self._subset(self._scores.argsort(descending=True, stable=True)[: self._size], rate),
-            "kCenter": lambda: self._subset(self._centers, rate),
-            "facilityLocation": lambda: self._subset(self._standing_for_all, rate),
+            "fullSsl": lambda: _SslDiet(self._dataset, spec.ssl_teacher),
+            **{way: partial(self._subset, way, seed, rate) for way in get_args(Initialization)},
         }
         return makers[method]()
 
-    def _subset(self, indices: Tensor, rate: float) -> _Diet:
+    def _subset(self, method: Initialization, seed: int, rate: float) -> _Diet:
+        indices = self._chosen(method, seed)
         description = {
             "targets": self._task.inputs["targets"].digest,
             "subset": json_digest(indices.tolist()),
@@ -228,7 +229,7 @@ def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: 
     section = {
         "encoder": config.wire(),
         "seed": seed,
-        "diet": diet.description if isinstance(diet, _Diet) else diet and {"ssl": objective_wire(diet.settings)},
+        "diet": diet.description if diet else None,
         "recipe": diet.recipe.wire() if isinstance(diet, _Diet) else None,
         "labelFractions": settings.label_fractions,
         "probe": settings.probe.wire(),
@@ -240,7 +241,7 @@ def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: 
     def work(folder: Path) -> list[str]:
         encoder = build_encoder(config, seed, "evaluate").to(shop.device).eval()
         if isinstance(diet, _SslDiet):
-            _train_ssl(task, data, encoder, diet, folder, seed)
+            _train_ssl(task, encoder, diet, folder, seed)
         elif diet is not None:
             try:
                 pretrain_encoder(
@@ -262,20 +263,15 @@ def _method_scores(task: StageTask, data: _Data, config: EncoderConfig, method: 
     return [Score(**{**row, "method": method}) for row in rows]
 
 
-def _train_ssl(
-    task: StageTask, data: _Data, encoder: ConvNet | ResNet, diet: _SslDiet, folder: Path, seed: int
-) -> None:
+def _train_ssl(task: StageTask, encoder: ConvNet | ResNet, diet: _SslDiet, folder: Path, seed: int) -> None:
     """Train the encoder, in place, on all images, without the teacher."""
     settings, shop = diet.settings, task.shop
-    mean, std = data.moments()
     try:
         train_ssl(
             encoder,
-            diet.pixels(),
-            mean,
-            std,
+            diet.dataset,
             settings,
-            image_size=task.spec.source.image_size,
+            device=shop.device,
             seed=derive(seed, "fullSsl"),
             checkpoint=Checkpoint(folder, task.spec.execution.checkpoint_seconds, shop.store),
             stop=shop.stop,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 
 from limbeck.checkpoint import save_tensors
-from limbeck.data.dataset import ImageDataset
-from limbeck.data.feed import Examples
 from limbeck.data.targets import open_targets
 from limbeck.matching.experts import Experts
-from limbeck.matching.selection import facility_location, k_center, loss_scores, random_subset
+from limbeck.matching.selection import choose, loss_scores
 from limbeck.nn.encoders import build_student, student_config
 from limbeck.nn.flat import FlatNetwork
 from limbeck.stages.task import StageTask
@@ -22,27 +20,17 @@ def select(task: StageTask) -> None:
     The scores are there whatever the initialization is, for the high-loss baseline of evaluate.
     """
     spec, shop = task.spec, task.shop
-    dataset = ImageDataset.open(task.inputs["dataset"].path)
     targets = open_targets(task.inputs["targets"].path)
     experts = Experts.listed(task.inputs["trajectories"].path, task.locate)
-    examples = Examples.normalized(
-        dataset.images, dataset.mean, dataset.std, shop.device, targets, say=shop.progress.say
-    )
+    examples = task.source_examples()
     network = FlatNetwork(build_student(student_config(spec), targets.shape[1], spec.seed).to(shop.device))
-    scores = torch.zeros(len(dataset))
+    scores = torch.zeros(len(examples))
     with shop.progress.bar("select", len(experts), "experts") as bar:
         for index in range(len(experts)):
             theta = experts.theta(index, 1).to(shop.device)
             scores += loss_scores(network, theta, examples).cpu() / len(experts)
             bar.advance()
             shop.stop.check()
-    size = spec.distill.count(len(dataset))
-    if spec.distill.initialization == "highLoss":
-        indices = scores.argsort(descending=True, stable=True)[:size]
-    elif spec.distill.initialization == "kCenter":
-        indices = k_center(targets, size, spec.seed)
-    elif spec.distill.initialization == "facilityLocation":
-        indices = facility_location(targets, size, spec.seed, shop.stop.check)
-    else:
-        indices = random_subset(len(dataset), size, spec.seed)
+    size = spec.distill.count(len(examples))
+    indices = choose(spec.distill.initialization, targets, scores, size, spec.seed, shop.stop.check)
     save_tensors(task.out / "selection.safetensors", {"indices": indices, "scores": scores})

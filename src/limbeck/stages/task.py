@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from limbeck.checkpoint import Checkpoint
+from limbeck.data.dataset import ImageDataset
+from limbeck.data.feed import Examples
+from limbeck.data.targets import open_targets
 from limbeck.errors import WorkError
 from limbeck.interrupt import StopRequest
 from limbeck.live import UNSEEN, Live
@@ -127,6 +130,15 @@ class StageTask:
     inputs: Mapping[str, Result]
     out: Path
     refers: list[str] = field(default_factory=list)  # other results that this one's files point to, as stage/key
+
+    def source_examples(self) -> Examples:
+        """The source's images, normalised, with their targets, on the device."""
+        dataset = ImageDataset.open(self.inputs["dataset"].path)
+        targets = open_targets(self.inputs["targets"].path)
+        shop = self.shop
+        return Examples.normalized(
+            dataset.images, dataset.mean, dataset.std, shop.device, targets, say=shop.progress.say
+        )
 
     def input_file(self, name: str, file: str) -> Path:
         """A file of one of the inputs."""

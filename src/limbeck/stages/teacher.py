@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.feed import Examples
 from limbeck.errors import InputError, WorkError
 from limbeck.nn.encoders import EncoderConfig, build_encoder
 from limbeck.patience import patiently
@@ -52,16 +51,12 @@ def _fetch(checkpoint: str, task: StageTask) -> Path:
 def _train(task: StageTask, dataset: ImageDataset, config: EncoderConfig) -> torch.nn.Module:
     settings, seed, shop = task.spec.teacher, task.spec.seed, task.shop
     encoder = build_encoder(config, seed, "teacher")
-    examples = Examples.pixels(dataset.images, shop.device, say=shop.progress.say)
-    mean, std = (torch.from_numpy(v).to(shop.device)[:, None, None] for v in (dataset.mean, dataset.std))
     try:
         losses = train_ssl(
             encoder,
-            examples,
-            mean,
-            std,
+            dataset,
             settings,
-            image_size=config.image_size,
+            device=shop.device,
             seed=seed,
             checkpoint=task.checkpoint(),
             stop=shop.stop,

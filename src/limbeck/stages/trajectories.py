@@ -17,9 +17,6 @@ from pathlib import Path
 import torch
 
 from limbeck.checkpoint import Checkpoint, save_tensors
-from limbeck.data.dataset import ImageDataset
-from limbeck.data.feed import Examples
-from limbeck.data.targets import open_targets
 from limbeck.errors import WorkError
 from limbeck.interrupt import Stopped
 from limbeck.matching.engine import GRADIENT_FORWARDS, Work, choose_steps, choose_together
@@ -111,13 +108,9 @@ class ExpertMaker:
 
     def __init__(self, task: StageTask) -> None:
         spec, self._task = task.spec, task
-        dataset = ImageDataset.open(task.inputs["dataset"].path)
-        targets = open_targets(task.inputs["targets"].path)
-        self._examples = Examples.normalized(
-            dataset.images, dataset.mean, dataset.std, task.shop.device, targets, say=task.shop.progress.say
-        )
-        self._batch = min(spec.trajectories.batch, len(dataset))
-        self._steps_each = expert_steps(len(dataset), spec.trajectories.batch, spec.expert_epochs)
+        self._examples = task.source_examples()
+        self._batch = min(spec.trajectories.batch, len(self._examples))
+        self._steps_each = expert_steps(len(self._examples), spec.trajectories.batch, spec.expert_epochs)
 
     def make(self, indices: Sequence[int]) -> list[Untrained]:
         """Have these experts made, in order; those that are there are not trained again.
