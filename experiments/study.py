@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import threading
@@ -26,19 +25,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 import yaml
 
-from limbeck.interrupt import Stopped, StopRequest, stop_on_signals
-from limbeck.memory import keep_freed_memory
-from limbeck.progress import TerminalProgress
+from limbeck.interrupt import Stopped
 from limbeck.runner import Run
+from limbeck.scores import recovered_gaps
 from limbeck.spec import Distillation, Metadata
 from limbeck.specfile import read_spec
-from limbeck.stages.task import Workshop, make_deterministic, pick_device
-from limbeck.store import Store, json_digest
-from limbeck.summary import Summary
+from limbeck.stages.task import Workshop
+from limbeck.store import json_digest
+from limbeck.summary import Accuracy, Summary
+from limbeck.workplace import workshop
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -136,11 +134,10 @@ def run(
 def prepare(name: str, variants: list[str]) -> None:
     """Make, in this folder, what variants share, one after another: all up to the start of distill."""
     study = Study.read(name)
-    with workplace() as (stop, device):
-        for variant in study.variants:
-            if variant.name in variants:
-                distillation = study.distillation(variant)
-                shop = Workshop(Store(distillation.spec.output.uri), device, TerminalProgress(), stop)
+    for variant in study.variants:
+        if variant.name in variants:
+            distillation = study.distillation(variant)
+            with timed_workshop(distillation) as shop:
                 for stage in ("ingest", "teacher", "targets", "trajectories", "select"):
                     Run(distillation, shop).stage(stage)
 
@@ -197,16 +194,15 @@ def call(work: Path, threads: int, until: float, *command: str) -> None:
 
 
 @contextmanager
-def workplace() -> Iterator[tuple[StopRequest, torch.device]]:
-    """What the work needs; it is asked to stop by a signal, or when its time is up."""
-    make_deterministic()
-    keep_freed_memory()
-    with stop_on_signals() as stop:
-        timer = threading.Timer(max(0.0, float(os.environ[_UNTIL]) - time.time()), setattr, (stop, "requested", True))
+def timed_workshop(distillation: Distillation) -> Iterator[Workshop]:
+    """The workshop of a spec, which is also asked to stop when its time is up."""
+    with workshop(distillation.spec) as shop:
+        left = max(0.0, float(os.environ[_UNTIL]) - time.time())
+        timer = threading.Timer(left, setattr, (shop.stop, "requested", True))
         timer.daemon = True
         timer.start()
         try:
-            yield stop, pick_device()
+            yield shop
         except Stopped:
             raise SystemExit(_STOPPED) from None
         finally:
@@ -218,8 +214,8 @@ def one(name: str, variant: str) -> None:
     """Run one variant in this folder."""
     study = Study.read(name)
     distillation = study.distillation(next(entry for entry in study.variants if entry.name == variant))
-    with workplace() as (stop, device):
-        Run(distillation, Workshop(Store(distillation.spec.output.uri), device, TerminalProgress(), stop)).all()
+    with timed_workshop(distillation) as shop:
+        Run(distillation, shop).all()
 
 
 def place_data(data: Path, folder: Path) -> None:
@@ -283,16 +279,13 @@ def columns(figures: Mapping[str, Any]) -> list[str]:
 
 def cells(figures: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
     """Accuracy in percent and recovered gap, setting by setting; the gap beside its own rivals, or the base's."""
+    entries = [Accuracy.model_validate(entry) for entry in (*base["accuracies"], *figures["accuracies"])]
+    gaps = {(gap.task, gap.architecture, gap.label_fraction): gap.value for gap in recovered_gaps(entries)}
     found = []
     for entry in figures["accuracies"]:
         if entry["method"] == "distilled":
-            found.append(percent(entry))
-            rival = [_same(figures, entry, method) or _same(base, entry, method) for method in RIVALS]
-            if all(rival):
-                low, high = (value["mean"] for value in rival if value)
-                found.append(f"{(entry['mean'] - low) / (high - low):.2f}")
-            else:
-                found.append("")
+            gap = gaps.get((entry["task"], entry["architecture"], entry["labelFraction"]))
+            found += [percent(entry), "" if gap is None else f"{gap:.2f}"]
     return found
 
 
@@ -307,16 +300,7 @@ def rivals(figures: Mapping[str, Any], width: int) -> list[str]:
 
 def percent(entry: Mapping[str, Any]) -> str:
     """Mean and deviation over the seeds."""
-    deviation = statistics.stdev(entry["values"]) if len(entry["values"]) > 1 else 0.0
-    return f"{100 * entry['mean']:.2f} ± {100 * deviation:.2f}"
-
-
-def _same(figures: Mapping[str, Any], entry: Mapping[str, Any], method: str) -> Mapping[str, Any] | None:
-    keys = ("task", "architecture", "labelFraction")
-    for other in figures["accuracies"]:
-        if other["method"] == method and all(other[key] == entry[key] for key in keys):
-            return dict(other)
-    return None
+    return f"{100 * entry['mean']:.2f} ± {100 * entry['deviation']:.2f}"
 
 
 if __name__ == "__main__":
