@@ -21,7 +21,7 @@ from limbeck.storage import Access
 from limbeck.store import json_digest
 from limbeck.tracking.comparison import ACCURACY, GAP
 from limbeck.warmstart import FIELD as WARM_START
-from limbeck.warmstart import RegisteredStart, pixels_of, registered_start
+from limbeck.warmstart import Form, RegisteredStart, registered_start
 
 
 @dataclass(frozen=True)
@@ -206,21 +206,20 @@ def _check_metric(spec: DistillationSpec) -> None:
 
 
 def _check_warm_start(spec: DistillationSpec, uri: str, size: int, start: RegisteredStart | None) -> None:
-    side, seen = spec.distill.side(spec.source.image_size), spec.source.image_size
     if start is not None:
-        shape, shown = start.shape, start.shown
+        found = start.form
     else:
         from limbeck.data.distilled import DistilledSet
 
         try:
             earlier = DistilledSet.load(uri, Access.of(spec))
-            shape = tuple((earlier.images if earlier.stored is None else earlier.stored).shape)
-            shown = earlier.images.shape[-1]
+            found = Form(tuple(earlier.kept.shape), earlier.images.shape[-1])
         except InputError as error:
             raise InputError(WARM_START, f"{error.where}: {error.found}", error.allowed) from None
-    if (shape, shown) != ((size, 3, side, side), seen):
-        found = f"{uri} has {shape[0]} images of {pixels_of(shape[-1], shown)}"
-        raise InputError(WARM_START, found, f"{size} of {pixels_of(side, seen)}, as this spec distils")
+    wanted = Form.distilled(spec, size)
+    if found != wanted:
+        allowed = f"{size} of {wanted.pixels}, as this spec distils"
+        raise InputError(WARM_START, f"{uri} has {found.shape[0]} images of {found.pixels}", allowed)
 
 
 def outside_digests(stage: StageName, spec: DistillationSpec, start: RegisteredStart | None = None) -> dict[str, str]:
@@ -258,19 +257,18 @@ def outside_digests(stage: StageName, spec: DistillationSpec, start: RegisteredS
 
 
 def _check_packages(spec: DistillationSpec) -> None:
-    checkpoint = spec.teacher.checkpoint
-    field, needed = "checkpoint", ["timm"] if checkpoint is not None and checkpoint.startswith(TIMM) else []
-    if spec.teacher.algorithm != "pretrained":
-        field, needed = "algorithm", ["lightly", "kornia"]
-    absent = [package for package in needed if find_spec(package) is None]
-    if not absent and "fullSsl" in spec.evaluate.baselines and spec.evaluate.tasks:
-        absent = [package for package in ("lightly", "kornia") if find_spec(package) is None]
+    teacher, evaluate, objective = spec.teacher, spec.evaluate, ("lightly", "kornia")
+    needed: list[tuple[str, str, tuple[str, ...]]] = []  # the field, its value, what that needs
+    if teacher.checkpoint is not None and teacher.checkpoint.startswith(TIMM):
+        needed.append(("teacher.checkpoint", teacher.checkpoint, ("timm",)))
+    if teacher.algorithm != "pretrained":
+        needed.append(("teacher.algorithm", teacher.algorithm, objective))
+    if "fullSsl" in evaluate.baselines and evaluate.tasks:
+        needed.append(("evaluate.baselines", "fullSsl", objective))
+    for field, value, packages in needed:
+        absent = [package for package in packages if find_spec(package) is None]
         if absent:
-            found = f"fullSsl needs {' and '.join(absent)}"
-            raise InputError("spec.evaluate.baselines", found, "pip install 'limbeck[ssl]'")
-    if absent:
-        value = getattr(spec.teacher, field)
-        raise InputError(f"spec.teacher.{field}", f"{value} needs {' and '.join(absent)}", "pip install 'limbeck[ssl]'")
+            raise InputError(f"spec.{field}", f"{value} needs {' and '.join(absent)}", "pip install 'limbeck[ssl]'")
 
 
 def _listed(entry: NamedSource) -> Facts:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,27 @@ if TYPE_CHECKING:  # it needs torch
 FIELD = "spec.distill.warmStart"
 _STAGE, _VERSION = "start", 1  # where it lies in the store, and how
 _PATIENCE = 600.0  # seconds, for another process that downloads it, too
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a set's images must have in common with those that a spec distils, to start them."""
+
+    shape: tuple[int, ...]  # as they are kept, [m, 3, r, r]
+    shown: int  # the side at which networks see them
+
+    @classmethod
+    def distilled(cls, spec: DistillationSpec, size: int) -> Form:
+        """Of the set that a spec distils, of `size` images."""
+        shown = spec.source.image_size
+        side = spec.distill.side(shown)
+        return cls((size, 3, side, side), shown)
+
+    @property
+    def pixels(self) -> str:
+        """In words."""
+        kept = f"{self.shape[-1]}x{self.shape[-1]} pixels"
+        return kept if self.shape[-1] == self.shown else f"{kept}, seen at {self.shown}x{self.shown}"
 
 
 class RegisteredStart:
@@ -61,19 +82,14 @@ class RegisteredStart:
         return self._registered.digest
 
     @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """Of its images: [m, 3, s, s].
+    def form(self) -> Form:
+        """Of its images.
 
         Raises:
             InputError: there is no such version, or it is damaged.
             WorkError: MLflow does not give it.
         """
-        return _shape(self._files, self.uri, FIELD)[0]
-
-    @property
-    def shown(self) -> int:
-        """The side at which networks see its images; raises as `shape`."""
-        return _shape(self._files, self.uri, FIELD)[1]
+        return _form(self._files, self.uri, FIELD)
 
     def result(self) -> Result:
         """The set in the store, which is left there.
@@ -119,8 +135,7 @@ def fitting_champion(spec: DistillationSpec, say: Callable[[str], None]) -> int 
         InputError: the spec has no registry.name or no distill.size, or MLflow is not installed.
         WorkError: MLflow does not answer.
     """
-    name, size, seen = spec.registry.name, spec.distill.size, spec.source.image_size
-    side = spec.distill.side(seen)
+    name, size = spec.registry.name, spec.distill.size
     if name is None or size is None:
         field = "spec.registry.name" if name is None else "spec.distill.size"
         raise InputError(field, "nothing", "a value, which --champion needs")
@@ -128,14 +143,14 @@ def fitting_champion(spec: DistillationSpec, say: Callable[[str], None]) -> int 
     champion = RegisteredSet(f"models:/{name}@champion", spec.tracking.uri, "spec.registry.name")
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            shape, shown = _shape(champion.pull(Path(temporary) / "set"), champion.uri, "spec.registry.name")
+            form = _form(champion.pull(Path(temporary) / "set"), champion.uri, "spec.registry.name")
         except InputError as error:  # no such model, no alias, or one that nobody could start from
             say(f"no champion to start from: {error}")
             return None
-    if (shape, shown) != ((size, 3, side, side), seen):
-        found = f"version {champion.number} has {shape[0]} images of {pixels_of(shape[-1], shown)}"
-        wanted = f"{size} of {pixels_of(side, seen)}, as this spec distils"
-        say(f"no champion to start from: {champion.uri}: {found}; {wanted}")
+    wanted = Form.distilled(spec, size)
+    if form != wanted:
+        found = f"version {champion.number} has {form.shape[0]} images of {form.pixels}"
+        say(f"no champion to start from: {champion.uri}: {found}; {size} of {wanted.pixels}, as this spec distils")
         return None
     return champion.number
 
@@ -147,13 +162,8 @@ def _temporary(owner: RegisteredStart) -> Path:
     return folder
 
 
-def pixels_of(kept: int, shown: int) -> str:
-    """Of images that are kept and seen at these sides, in words."""
-    return f"{kept}x{kept} pixels" if kept == shown else f"{kept}x{kept} pixels, seen at {shown}x{shown}"
-
-
-def _shape(folder: Path, uri: str, field: str) -> tuple[tuple[int, ...], int]:
-    """The shape of a set's images as they are kept, and the side at which networks see them.
+def _form(folder: Path, uri: str, field: str) -> Form:
+    """The form of a set's images.
 
     From the head of the file: the set may be larger than a small pod's memory.
     """
@@ -165,4 +175,4 @@ def _shape(folder: Path, uri: str, field: str) -> tuple[tuple[int, ...], int]:
         raise InputError(field, f"{uri}: {TENSORS}: {error}", "a version that limbeck registered") from None
     if len(shape) != 4:
         raise InputError(field, f"{uri}: images of shape {list(shape)}", "a version that limbeck registered")
-    return shape, record.get("imageSize", shape[-1])
+    return Form(shape, record.get("imageSize", shape[-1]))
