@@ -9,15 +9,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from limbeck.presets import preset_fields
-from limbeck.spec import Distillation, DistillationSpec, ScheduledDistillation, Source
+from limbeck.spec import Distillation, ScheduledDistillation
 from limbeck_operator import api
 from limbeck_operator.manifests import FREE
 from limbeck_operator.rules import RULES, Rule
+from limbeck_operator.usual import USUAL
 
 _KEPT = ("type", "enum", "pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "format")
 # of lists of these
 _KEYS = {"Condition": "type", "StageStatus": "name", "Task": "name", "RayWorkerGroup": "name", "StorageOption": "name"}
-_DEFAULTS = DistillationSpec(source=Source(uri="-")).wire()
 _LABEL = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _STARTED = "has(oldSelf.status) && has(oldSelf.status.startTime)"
 
@@ -95,8 +95,9 @@ def _definition(
     schema, said = _Schema(model), _Schema(status)
     spec = schema.inline(schema.document["properties"]["spec"])
     settings = spec["properties"]["template"]["properties"]["spec"] if kind == api.SCHEDULE else spec
-    _fill(settings, deepcopy(_DEFAULTS))
-    _leave_to_presets(settings)
+    defaults = deepcopy(USUAL)
+    _leave_to_presets(settings, defaults)
+    _fill(settings, defaults)
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -152,22 +153,13 @@ def _fill(schema: dict[str, Any], defaults: Mapping[str, Any]) -> None:
             field["default"] = value
 
 
-def _leave_to_presets(schema: dict[str, Any]) -> None:
-    """Take the defaults from fields that presets set, or the API server would fill in those of another preset."""
-    for path in preset_fields():
-        section = schema
-        for depth, name in enumerate(path):
-            _forget(section.get("default"), path[depth:])
-            section = section["properties"][name]
-        del section["default"]
-
-
-def _forget(default: Any, path: tuple[str, ...]) -> None:
-    """Take a field out of the default of a section that holds it, if that has one."""
-    for name in path[:-1]:
-        default = (default or {}).get(name)
-    if default:
-        default.pop(path[-1], None)
+def _leave_to_presets(schema: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Take fields that presets set out of the defaults, or the API server would fill in those of another preset."""
+    for *sections, name in preset_fields():
+        section, values = schema, defaults
+        for part in sections:
+            section, values = section["properties"][part], values[part]
+        del section["properties"][name]["default"], values[name]
 
 
 def _column(name: str, kind: str, path: str, description: str = "") -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any
 
 from limbeck.cluster import IMAGE
 from limbeck.errors import InputError
-from limbeck.spec import DistillationSpec, Execution, Source
-
-_SPEC = DistillationSpec(source=Source(uri="-")).wire()
+from limbeck.spec import Execution
+from limbeck_operator.usual import USUAL
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def inherit(spec: Mapping[str, Any], defaults: Defaults, namespace: str, name: s
     if shared.get("output", {}).get("uri") is not None:
         uri = shared["output"]["uri"].replace("{namespace}", namespace).replace("{name}", name)
         shared["output"] = {**shared["output"], "uri": uri}
-    return _merged(spec, shared, _SPEC)
+    return _merged(spec, shared, USUAL)
 
 
 def check_account(execution: Execution, defaults: Defaults, namespace: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from limbeck.presets import PRESETS
 from limbeck.redact import SECRET_INSIDE, SECRET_NAME
-from limbeck.spec import NO_SECRETS, PINNED, REGISTERED, DistillationSpec, Source
+from limbeck.spec import NO_SECRETS, PINNED, REGISTERED
+from limbeck_operator.usual import USUAL
 
 
 class Rule(NamedTuple):
@@ -23,7 +24,7 @@ class Rule(NamedTuple):
 def _value(path: str) -> str:
     """A field that presets set, as what is given or what its preset says: the API server does not fill it in."""
     said = {name: _at(settings, path) for name, settings in PRESETS.items()}
-    expression = _literal(_at(DistillationSpec(source=Source(uri="-")).wire(), path))
+    expression = _literal(_at(USUAL, path))
     for name, value in said.items():
         if value is not None and _literal(value) != expression:
             expression = f"(self.preset == '{name}' ? {_literal(value)} : {expression})"
