@@ -128,6 +128,15 @@ def test_a_cut_checkpoint_is_refused(tmp_path, write, keep):
         imported(path)
 
 
+def test_a_checkpoint_of_torch_s_first_format_is_refused_wherever_it_is_cut(tmp_path):
+    path = write_legacy(encoder(), tmp_path / "checkpoint.pt")
+    content = path.read_bytes()
+    for length in range(0, 1600, 7):  # the pickles before the numbers; torch raises five kinds of errors
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match=r"spec\.teacher\.checkpoint: "):
+            imported(path)
+
+
 def rewritten_pickle(path: Path, content: bytes) -> None:
     """A checkpoint whose archive is torch's own, and whose pickle is another."""
     with zipfile.ZipFile(path) as archive:

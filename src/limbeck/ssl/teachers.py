@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -180,18 +179,18 @@ def _state_dict(checkpoint: str, path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(_WHERE, f"{checkpoint} does not exist", "a file or timm:NAME") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError):
-        raise InputError(
-            _WHERE, f"{checkpoint} is damaged or not a checkpoint", ".safetensors, .pt or TorchScript"
-        ) from None
-    except Exception as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what torch raises on damaged bytes has no common type
         if type(error).__name__ == "UnpicklingError":
             raise InputError(
                 _WHERE,
                 f"{checkpoint} holds pickled objects, which are never loaded",
                 "a plain state dict of tensors",
             ) from None
-        raise
+        raise InputError(
+            _WHERE, f"{checkpoint} is damaged or not a checkpoint", ".safetensors, .pt or TorchScript"
+        ) from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
