@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -251,7 +252,7 @@ def table(name: Annotated[str, typer.Argument(help="The study.")]) -> None:
     base = done.get(study.variants[0].name)
     if base is None:
         raise SystemExit(f"{study.variants[0].name} is not done yet, which all others are compared with")
-    head = ["axis", "variant", *columns(base), "matching loss", "distill, s"]
+    head = ["axis", "variant", *columns(base), "above the first", "matching loss", "distill, s"]
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * 2 + ['---:'] * (len(head) - 2))} |"]
     for variant in study.variants:
         figures = done.get(variant.name)
@@ -259,7 +260,7 @@ def table(name: Annotated[str, typer.Argument(help="The study.")]) -> None:
         if figures is None:
             row += ["not run"] + [""] * (len(head) - 3)
         else:
-            row += cells(figures, base)
+            row += [*cells(figures, base), "" if figures is base else above(figures, base)]
             row += [f"{figures['matchingLoss']:.3f}", f"{figures['seconds'].get('distill', 0):.0f}"]
         lines.append(f"| {' | '.join(row)} |")
         if figures is not None and (variant.baselines or figures is base):
@@ -287,6 +288,30 @@ def cells(figures: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
             gap = gaps.get((entry["task"], entry["architecture"], entry["labelFraction"]))
             found += [percent(entry), "" if gap is None else f"{gap:.2f}"]
     return found
+
+
+def above(figures: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Points that a distilled set is above the base's, with the standard error.
+
+    Over the evaluation seeds, each with the same labels and initial weights in both, of the mean over all settings.
+    """
+    paired: dict[int, list[float]] = {}
+    theirs = {setting_of(entry): entry for entry in base["accuracies"] if entry["method"] == "distilled"}
+    for entry in figures["accuracies"]:
+        other = theirs.get(setting_of(entry)) if entry["method"] == "distilled" else None
+        values = dict(zip(other["seeds"], other["values"], strict=True)) if other else {}
+        for seed, value in zip(entry["seeds"], entry["values"], strict=True):
+            if seed in values:
+                paired.setdefault(seed, []).append(100 * (value - values[seed]))
+    means = [statistics.fmean(values) for values in paired.values()]
+    if len(means) < 2:
+        return ""
+    return f"{statistics.fmean(means):+.2f} ± {statistics.stdev(means) / len(means) ** 0.5:.2f}"
+
+
+def setting_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What an accuracy is one of, but for its method."""
+    return entry["task"], entry["architecture"], entry["labelFraction"]
 
 
 def rivals(figures: Mapping[str, Any], width: int) -> list[str]:

@@ -65,4 +65,4 @@ def test_what_is_wrong_beside_a_preset_is_named_with_its_line(tmp_path):
     file.write_text(f"{head}  source: {{uri: a}}\n  trajectories: {{epochs: 2}}\n")
     with pytest.raises(SpecError, match=r":7: spec\.trajectories\.epochs: found 2"):
         read_spec(file)
-    assert read_spec(file, ["trajectories.epochs=3", "preset=recommended"]).distillation.spec.preset == "recommended"
+    assert read_spec(file, ["trajectories.epochs=9", "preset=recommended"]).distillation.spec.preset == "recommended"

@@ -159,7 +159,8 @@ def _leave_to_presets(schema: dict[str, Any], defaults: dict[str, Any]) -> None:
         section, values = schema, defaults
         for part in sections:
             section, values = section["properties"][part], values[part]
-        del section["properties"][name]["default"], values[name]
+        section["properties"][name].pop("default", None)
+        values.pop(name, None)
 
 
 def _column(name: str, kind: str, path: str, description: str = "") -> dict[str, Any]:

@@ -139,8 +139,8 @@ RULES: dict[str, list[Rule]] = {
             "targets.whiten: true only where targets.standardize is true",
         ),
         Rule(
-            "!has(self.distill.resolution) || self.distill.resolution <= self.source.imageSize",
-            "distill.resolution: at most source.imageSize",
+            f"{_value('distill.downsampling')} * 2 <= self.source.imageSize",
+            "distill.downsampling: at most half of source.imageSize",
         ),
         Rule("!has(self.source.limit) || self.source.limit >= 2", "source.limit: at least 2 images"),
         Rule(

@@ -149,8 +149,10 @@ def check_facts(spec: DistillationSpec, facts: Mapping[str, Facts], start: Regis
     images = facts["dataset"].images
     if images < 2:
         raise InputError("spec.source.uri", f"{spec.source.uri} gives {images} image", "at least 2")
-    size = spec.distill.count(images)
+    size = spec.distill.count(images, spec.source.image_size)
     if size > images:
+        if spec.distill.size is None:
+            raise InputError("spec.distill.fraction", f"{size} images", f"at most the source's {images}")
         raise InputError("spec.distill.size", str(size), f"at most the source's {images} images")
     if spec.distill.warm_start is not None:
         _check_warm_start(spec, spec.distill.warm_start, size, start)

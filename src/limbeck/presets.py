@@ -27,6 +27,7 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
             "sharpnessRadius": 0.0,
         },
         "distill": {
+            "downsampling": 1,
             "initialization": "highLoss",
             "iterations": 5000,
             "innerSteps": 40,

@@ -174,7 +174,7 @@ class Student(Section):
     width: int = Field(128, ge=4, le=1024, description="Channels of a convnet, or of a ResNet's first stage.")
     norm: Norm = Field("instance", description="Normalisation layers of the student.")
     augmentation: Jitter = Field(
-        "none",
+        "flipShift",
         description="How images are changed each time that an expert, a student of the inner loop or an evaluated "
         "encoder is trained on them, on both sides alike (Zhao and Bilen, 2021): not at all, or mirrored half of the "
         "time and shifted by up to an eighth of the side.",
@@ -200,7 +200,7 @@ class InnerSgd(Section):
 class Trajectories(Section):
     """The expert trajectories: students trained on the full data towards the teacher's targets."""
 
-    experts: int = Field(100, ge=1, le=100_000, description="How many experts, each with its own seed.")
+    experts: int = Field(20, ge=1, le=100_000, description="How many experts, each with its own seed.")
     epochs: int | None = Field(
         None, ge=1, le=10_000, description="Epochs an expert; by default the fewest that distill can reach."
     )
@@ -250,19 +250,23 @@ class Distill(Section):
     )
     size: Count | None = Field(None, description="Number of synthetic images; instead of fraction.")
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
-        None, description="Number of synthetic images as a share of the source; 0.02 when size is absent too."
-    )
-    resolution: int | None = Field(
         None,
-        ge=2,
-        le=512,
-        description="Side, in pixels, at which synthetic images are kept and learned; they are enlarged to "
-        "source.imageSize for training. The same pixels then hold more images, each with targets of its own; rivals "
-        "are given as many pixels. source.imageSize when absent.",
+        description="Pixels of the synthetic set as a share of the source's, at source.imageSize; 0.02 when size is "
+        "absent too.",
     )
-    initialization: Initialization = Field("highLoss", description="Which real images the synthetic ones start from.")
-    iterations: int = Field(5000, ge=1, le=10_000_000, description="Updates of the synthetic set.")
-    inner_steps: int = Field(40, ge=1, le=10_000, description="Student steps an iteration (N).")
+    downsampling: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Synthetic images are kept and learned at source.imageSize divided by this, rounded down, and "
+        "enlarged to source.imageSize for training: the same pixels hold more images, each with targets of its own. "
+        "Rivals are given as many pixels.",
+    )
+    initialization: Initialization = Field(
+        "facilityLocation", description="Which real images the synthetic ones start from."
+    )
+    iterations: int = Field(200, ge=1, le=10_000_000, description="Updates of the synthetic set.")
+    inner_steps: int = Field(20, ge=1, le=10_000, description="Student steps an iteration (N).")
     inner_batch: int = Field(256, ge=1, le=65536, description="Synthetic images a student step.")
     pairs: int = Field(
         1, ge=1, le=1024, description="(Expert, start epoch) pairs that an iteration averages its gradient over."
@@ -272,7 +276,7 @@ class Distill(Section):
     )
     expert_gap: int = Field(2, ge=1, le=1000, description="Epochs of an expert that N steps must match (M).")
     max_start_epoch: int = Field(
-        2, ge=1, le=1000, description="The start epoch is drawn from 0 up to, not including, this."
+        8, ge=1, le=1000, description="The start epoch is drawn from 0 up to, not including, this."
     )
     start_growth: Probability = Field(
         0.0,
@@ -291,25 +295,25 @@ class Distill(Section):
         description="Rank of the matrix of synthetic targets, learned as a product of two; any when absent.",
     )
     average_last: Probability = Field(
-        0.0, description="Share of the iterations, the last ones, whose sets are averaged; 0: the last set is taken."
+        0.25, description="Share of the iterations, the last ones, whose sets are averaged; 0: the last set is taken."
     )
     optimizer: Literal["sgd", "adam"] = Field(
-        "sgd",
+        "adam",
         description="How the set is updated: the paper's SGD, or Adam, whose step sizes do not depend on the scale of "
         "the gradients.",
     )
     schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="Whether the step sizes stay, or fall to zero along a cosine over the iterations."
+        "cosine", description="Whether the step sizes stay, or fall to zero along a cosine over the iterations."
     )
-    pixel_step: float = Field(1000.0, ge=0.0, le=1e9, description="Step size for the pixels.")
-    target_step: float = Field(1.0, ge=0.0, le=1e9, description="Step size for the targets.")
+    pixel_step: float = Field(0.03, ge=0.0, le=1e9, description="Step size for the pixels.")
+    target_step: float = Field(0.03, ge=0.0, le=1e9, description="Step size for the targets.")
     rate_step: float = Field(
-        1e-4,
+        1e-3,
         ge=0.0,
         le=1e3,
         description="Step size for the inner learning rate, in units of the rate itself.",
     )
-    momentum: Momentum = Field(0.5, description="Momentum of these three; Adam's first beta.")
+    momentum: Momentum = Field(0.9, description="Momentum of these three; Adam's first beta.")
     inner_optimizer: InnerSgd = Field(default_factory=InnerSgd, description="The student's optimiser.")
     kernel: Kernel = Field(default_factory=Kernel, description="Settings of krrSt.")
     warm_start: Uri | None = Field(
@@ -343,20 +347,21 @@ class Distill(Section):
         start = self.warm_start
         return start if start is not None and start.startswith(REGISTERED) else None
 
-    def count(self, images: int) -> int:
-        """The number of synthetic images for a source of `images` images."""
+    def count(self, images: int, image_size: int) -> int:
+        """The number of synthetic images for a source of `images` images of that side."""
         if self.size is not None:
             return self.size
         fraction = 0.02 if self.fraction is None else self.fraction
-        return max(1, math.floor(fraction * images + 1e-9))  # 0.29 * 100 is 28.999...
+        share = fraction * (image_size / self.side(image_size)) ** 2
+        return max(1, math.floor(share * images + 1e-9))  # 0.29 * 100 is 28.999...
 
     def side(self, image_size: int) -> int:
         """The side at which synthetic images are kept, in pixels."""
-        return self.resolution or image_size
+        return image_size // self.downsampling
 
     def budget(self, images: int, image_size: int) -> int:
         """How many images of the source, of `images`, have as many pixels as the synthetic set."""
-        pixels = self.count(images) * self.side(image_size) ** 2
+        pixels = self.count(images, image_size) * self.side(image_size) ** 2
         return max(1, math.floor(pixels / image_size**2 + 1e-9))
 
     def start_epochs(self, iteration: int) -> int:
@@ -403,6 +408,9 @@ def _usual_baselines() -> list[Baseline]:
     return ["none", "random", "highLoss", "full"]
 
 
+_STEPS = 1000  # of pre-training, where a spec says nothing
+
+
 class Evaluate(Section):
     """Pre-training fresh encoders on the synthetic set and its rivals, and probing them with few labels."""
 
@@ -444,11 +452,13 @@ class Evaluate(Section):
         "(as SAS does); all images with the teacher's targets, or by the teacher's self-supervised objective (Barlow "
         "Twins for an imported one).",
     )
-    epochs: Count = Field(20, description="Epochs of pre-training.")
+    epochs: Count | None = Field(
+        None, description="Epochs of pre-training, where steps is absent; a small set then trains for few steps."
+    )
     steps: Count | None = Field(
         None,
-        description="Steps of pre-training instead of epochs, so that all methods take as many, however many images "
-        "they train on; whole epochs of them, at least one.",
+        description="Steps of pre-training, so that all methods take as many, however many images they train on; whole "
+        "epochs of them, at least one. 1,000 when epochs is absent too.",
     )
     batch: int = Field(256, ge=1, le=65536, description="Images a step of pre-training.")
     momentum: Momentum = Field(0.9, description="Momentum of pre-training.")
@@ -457,6 +467,20 @@ class Evaluate(Section):
         None, description="Learning rate of the baselines; by default the experts'. The set brings its own."
     )
     probe: Probe = Field(default_factory=Probe, description="The linear probe.")
+
+    def epochs_of(self, count: int) -> int:
+        """For how many epochs an encoder is pre-trained on `count` images."""
+        if self.fixed_steps is None:
+            assert self.epochs is not None
+            return self.epochs
+        return max(1, round(self.fixed_steps / (count // min(self.batch, count))))
+
+    @property
+    def fixed_steps(self) -> int | None:
+        """How many steps every encoder is pre-trained for; None where it is `epochs` instead."""
+        if self.steps is None and self.epochs is not None:
+            return None
+        return self.steps or _STEPS
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Evaluate:
@@ -889,9 +913,9 @@ class DistillationSpec(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> DistillationSpec:
-        if self.distill.side(self.source.image_size) > self.source.image_size:
-            allowed = f"at most source.imageSize, which is {self.source.image_size}"
-            raise _conflict("distill.resolution", self.distill.resolution, allowed)
+        if self.distill.side(self.source.image_size) < 2:
+            allowed = f"at most half of source.imageSize, which is {self.source.image_size}"
+            raise _conflict("distill.downsampling", self.distill.downsampling, allowed)
         if self.targets.whiten and not self.targets.standardize:
             raise _conflict("targets.whiten", "true", "true only where targets.standardize is true")
         needed, epochs = self.distill.reachable_epochs, self.trajectories.epochs

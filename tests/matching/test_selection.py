@@ -86,6 +86,10 @@ def test_a_subset_stands_for_all_better_than_others_of_its_size(monkeypatch):
         best.append(max((i for i in range(600) if i not in best), key=lambda i: value(points, [*best, i])))
     assert greedy == pytest.approx(value(points, best), rel=1e-4)
     assert value(points, chosen) > 0.98 * greedy
+    monkeypatch.setattr(selection, "_STOOD_FOR", 200)  # a third of them
+    sampled = facility_location(points, 12, 0).tolist()
+    assert sampled != chosen
+    assert value(points, sampled) > 0.97 * greedy
 
 
 def test_facility_location_is_repeatable_and_the_same_by_blocks(monkeypatch):

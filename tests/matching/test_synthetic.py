@@ -48,7 +48,7 @@ def test_a_rank_that_is_no_limit_changes_nothing(rank):
 
 
 def test_small_images_are_enlarged_and_learned_as_they_are_kept():
-    synthetic = made(resolution=2)
+    synthetic = made(downsampling=2)
     start = synthetic.now
     assert (start.images.shape, start.stored.shape) == ((6, 3, 4, 4), (6, 3, 2, 2))
     given = torch.nn.functional.avg_pool2d(draws(6, 3, 4, 4), 2)

@@ -36,7 +36,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("distill.innerSteps", 4, {"distill"}),
     ("distill.pixelStep", 1.0, {"distill"}),
     ("distill.method", "krrSt", {"distill"}),
-    ("distill.resolution", 4, {"distill", "evaluate"}),
+    ("distill.downsampling", 2, {"distill", "evaluate"}),
     ("distill.innerOptimizer", {"momentum": 0.0}, {"distill"}),
     ("distill.expertGap", 3, {"trajectories", "distill"}),  # one more epoch of the experts
     ("distill.maxStartEpoch", 1, {"trajectories", "distill"}),
@@ -87,8 +87,11 @@ def test_a_method_s_settings_shape_what_it_makes_and_not_what_the_other_does():
 
 def test_the_same_setting_said_in_another_way_shapes_nothing():
     assert shaped({"trajectories.epochs": 3}) == EVERYWHERE
-    assert shaped({"distill.resolution": 8}) == EVERYWHERE
     assert shaped({"evaluate.baselineRate": 0.1}) == EVERYWHERE
+    evaluate = next(stage for stage in STAGES if stage.name == "evaluate")
+    said = [{"evaluate.epochs": epochs, "evaluate.steps": steps} for epochs, steps in ((None, None), (7, 1000))]
+    first, second = (evaluate.settings(spec(changes), 200) for changes in said)
+    assert first == second
 
 
 @pytest.mark.parametrize("field", ["trajectories.experts", "evaluate.seeds", "distill.iterations", "teacher.epochs"])

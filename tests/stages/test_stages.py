@@ -238,7 +238,7 @@ def test_all_ways_to_distil_leave_a_set_that_their_recipe_pretrains_from(tmp_pat
 
 
 def test_a_set_of_small_images_has_more_of_them_and_rivals_have_as_many_pixels(tmp_path):
-    changes = {"distill.resolution": 4, "distill.size": 40, "evaluate.steps": 6, "evaluate.seeds": [0]}
+    changes = {"distill.downsampling": 2, "distill.size": 40, "evaluate.steps": 6, "evaluate.seeds": [0]}
     summary = run_tiny(tmp_path, changes | {"evaluate.baselines": ["random"]})
     assert summary.distilled.images == 40
     distilled = DistilledSet.load(folder(tmp_path, "register"))
@@ -253,7 +253,7 @@ def test_a_set_of_small_images_has_more_of_them_and_rivals_have_as_many_pixels(t
         for entry in encoders
     }
     assert recipes == {6}
-    again = {"distill.resolution": 4, "distill.size": 40, "distill.warmStart": str(folder(tmp_path, "register"))}
+    again = {"distill.downsampling": 2, "distill.size": 40, "distill.warmStart": str(folder(tmp_path, "register"))}
     assert run_tiny(tmp_path / "again", again | {"evaluate.tasks": []}).succeeded
     onward = tensors(tmp_path / "again", "distill", "synthetic.safetensors")
     mean, std = distilled.mean[:, None, None], distilled.std[:, None, None]

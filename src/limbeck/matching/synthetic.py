@@ -39,8 +39,8 @@ class SyntheticSet:
         shown: s, the side at which networks see the images.
         device: where the parameters are kept.
 
-    With `resolution` the images are kept smaller and enlarged to those that networks see; they start as the given ones,
-    shrunk.
+    With `downsampling` the images are kept smaller and enlarged to those that networks see; they start as the given
+    ones, shrunk.
     """
 
     def __init__(

@@ -37,9 +37,7 @@ class Recipe:
 
 def recipe_of(spec: DistillationSpec, rate: float, count: int) -> Recipe:
     """How a spec pre-trains encoders on `count` examples with targets."""
-    settings, epochs = spec.evaluate, spec.evaluate.epochs
-    if settings.steps is not None:
-        epochs = max(1, round(settings.steps / (count // min(settings.batch, count))))
+    settings, epochs = spec.evaluate, spec.evaluate.epochs_of(count)
     return Recipe(rate, epochs, settings.batch, settings.momentum, settings.weight_decay, spec.student.augmentation)
 
 

@@ -75,7 +75,7 @@ def _trajectories(spec: DistillationSpec, images: int) -> dict[str, Any]:
 
 def _select(spec: DistillationSpec, images: int) -> dict[str, Any]:
     return {
-        "size": spec.distill.count(images),
+        "size": spec.distill.count(images, spec.source.image_size),
         "initialization": spec.distill.initialization,
         "student": spec.student.wire(),
         "seed": spec.seed,
@@ -88,14 +88,7 @@ def _distill(spec: DistillationSpec, images: int) -> dict[str, Any]:
         del settings[replaced]
     for unused in ("kernel",) if spec.distill.method == "mkdt" else _OF_TRAJECTORIES:
         del settings[unused]
-    settings["resolution"] = _resolution(spec)
     return {"distill": settings, "student": spec.student.wire(), "seed": spec.seed}
-
-
-def _resolution(spec: DistillationSpec) -> int | None:
-    """The side of images that are kept smaller than they are seen; for others, the dataset's digest tells it."""
-    side = spec.distill.side(spec.source.image_size)
-    return side if side != spec.source.image_size else None
 
 
 def objective_wire(teacher: Teacher) -> dict[str, Any]:
@@ -107,7 +100,10 @@ def objective_wire(teacher: Teacher) -> dict[str, Any]:
 def _evaluate(spec: DistillationSpec, images: int) -> dict[str, Any]:
     settings = spec.evaluate.wire()
     settings["tasks"] = [task.name for task in spec.evaluate.tasks]  # their datasets' digests stand for the rest
-    settings["resolution"] = _resolution(spec)  # with the selection's size, what rivals get
+    settings["steps"] = spec.evaluate.fixed_steps
+    if settings["steps"] is not None:
+        settings["epochs"] = None
+    settings["downsampling"] = spec.distill.downsampling  # with the selection's size, what rivals get
     if "fullSsl" in spec.evaluate.baselines:
         settings["ssl"] = objective_wire(spec.ssl_teacher)
     settings["baselineRate"] = spec.evaluate.baseline_rate or spec.trajectories.optimizer.rate

@@ -31,6 +31,6 @@ def select(task: StageTask) -> None:
             scores += loss_scores(network, theta, examples).cpu() / len(experts)
             bar.advance()
             shop.stop.check()
-    size = spec.distill.count(len(examples))
+    size = spec.distill.count(len(examples), spec.source.image_size)
     indices = choose(spec.distill.initialization, targets, scores, size, spec.seed, shop.stop.check)
     save_tensors(task.out / "selection.safetensors", {"indices": indices, "scores": scores})
