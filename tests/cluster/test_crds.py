@@ -50,7 +50,7 @@ def test_the_server_fills_in_the_defaults_of_the_spec(create):
     made = create(distillation(SOURCE))["spec"]
     expected = DistillationSpec.model_validate(SOURCE).model_dump(mode="json", by_alias=True, exclude_none=True)
     for *sections, name in preset_fields():  # which the preset fills in, when the spec is read
-        del reduce(dict.__getitem__, sections, expected)[name]
+        reduce(dict.__getitem__, sections, expected).pop(name, None)  # some have no default of their own
     assert without_empty(made) == without_empty(expected)
 
 
