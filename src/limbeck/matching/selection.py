@@ -85,8 +85,8 @@ def facility_location(
     The value of a subset is the sum over all points of 1 + their largest cosine with one of the subset: each point is
     stood for by the most similar one, the idea of SAS (Joshi and Mirzasoleiman, 2023) on the teacher's representations.
     Every step looks at a random share of the points (Mirzasoleiman et al., 2015), so that of n points some n ln(100)
-    are looked at in all, and the sum is over at most 16,384 of them, drawn at random: time grows with n, not its
-    square, and nothing of size n * n is kept.
+    are looked at in all, and the sum is over at most 16,384 of them, drawn at random: the similarities to compute
+    grow with n, not its square, and none of them are kept. Each step still draws an order of all n.
 
     Args:
         points: f32[n, d], perhaps mapped.
@@ -102,8 +102,9 @@ def facility_location(
         raise ValueError(f"{size} of {count} points")
     draws = generator(seed, "facility-location")
     looked_at = min(count, -(-count * _LOOKS // size))
-    sample = np.sort(torch.randperm(count, generator=draws)[:_STOOD_FOR].numpy()) if count > _STOOD_FOR else None
-    stood_for = points if sample is None else points[sample]
+    stood_for = points
+    if count > _STOOD_FOR:
+        stood_for = points[np.sort(torch.randperm(count, generator=draws)[:_STOOD_FOR].numpy())]
     covered, chosen = np.zeros(len(stood_for), np.float32), list[int]()
     free = np.ones(count, bool)
     for _ in range(size):
