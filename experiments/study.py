@@ -269,12 +269,16 @@ def table(name: Annotated[str, typer.Argument(help="The study.")]) -> None:
 
 
 def columns(figures: Mapping[str, Any]) -> list[str]:
-    """Accuracy and gap of every setting."""
+    """Accuracy and gap of every setting; the task is named where there are several."""
+    entries = [entry for entry in figures["accuracies"] if entry["method"] == "distilled"]
+    several = len({entry["task"] for entry in entries}) > 1
     return [
         part
-        for entry in figures["accuracies"]
-        if entry["method"] == "distilled"
-        for part in (f"{entry['architecture']} {100 * entry['labelFraction']:g} %", "gap")
+        for entry in entries
+        for part in (
+            f"{entry['task'] + ', ' if several else ''}{entry['architecture']} {100 * entry['labelFraction']:g} %",
+            "gap",
+        )
     ]
 
 

@@ -135,10 +135,6 @@ RULES: dict[str, list[Rule]] = {
             "trajectories.epochs: at least distill.maxStartEpoch - 1 + distill.expertGap",
         ),
         Rule(
-            f"!self.targets.whiten || {_value('targets.standardize')}",
-            "targets.whiten: true only where targets.standardize is true",
-        ),
-        Rule(
             f"{_value('distill.downsampling')} * 2 <= self.source.imageSize",
             "distill.downsampling: at most half of source.imageSize",
         ),

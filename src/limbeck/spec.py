@@ -154,10 +154,19 @@ class Targets(Section):
         description="Centre every dimension and bring all to unit variance by one common factor, so that step sizes "
         "mean the same for every teacher; false is the paper's raw representation.",
     )
-    whiten: bool = Field(
-        False,
-        description="Also decorrelate the dimensions and bring each to unit variance (ZCA), so that the loss does not "
-        "follow the few that vary most; only where they are standardized.",
+    components: int = Field(
+        0,
+        ge=0,
+        le=65536,
+        description="Principal components of the representations that targets are made of, those that vary most, all "
+        "where there are fewer; 0: all.",
+    )
+    whitening: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="How far these are brought to one variance, so that the loss does not follow the few that vary "
+        "most: each is divided by its variance to half this power. 0: they vary as they do; 1: all alike.",
     )
 
 
@@ -916,8 +925,6 @@ class DistillationSpec(Section):
         if self.distill.side(self.source.image_size) < 2:
             allowed = f"at most half of source.imageSize, which is {self.source.image_size}"
             raise _conflict("distill.downsampling", self.distill.downsampling, allowed)
-        if self.targets.whiten and not self.targets.standardize:
-            raise _conflict("targets.whiten", "true", "true only where targets.standardize is true")
         needed, epochs = self.distill.reachable_epochs, self.trajectories.epochs
         if epochs is not None and epochs < needed:
             allowed = f"at least {needed}: distill.maxStartEpoch - 1 + distill.expertGap"

@@ -80,13 +80,48 @@ def test_a_representation_that_is_not_finite_is_an_error_at_once(tmp_path, value
         write_targets(tmp_path, 100, rows(), standardize=True)
 
 
-def test_white_targets_have_unit_variance_and_no_correlation_and_their_making_is_kept(tmp_path):
+def correlated(rows: int = 2000, dimensions: int = 6) -> np.ndarray:
     draws = np.random.default_rng(0)
-    rows = (draws.normal(size=(2000, 6)) @ (np.eye(6) + 0.2 * draws.normal(size=(6, 6))) + 3.0).astype(np.float32)
-    write_targets(tmp_path, 2000, [rows], standardize=True, whiten=True)
-    white = np.array(open_targets(tmp_path))
-    covariance = np.cov(white.T)
-    assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 0.02
-    assert np.all((np.diag(covariance) > 0.95) & (np.diag(covariance) < 1.01))
+    mixed = draws.normal(size=(rows, dimensions)) * np.geomspace(4.0, 0.25, dimensions)
+    return (mixed @ (np.eye(dimensions) + 0.2 * draws.normal(size=(dimensions, dimensions))) + 3.0).astype(np.float32)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize(("components", "whitening"), [(0, 1.0), (0, 0.5), (4, 0.0), (3, 0.5), (9, 0.25)])
+def test_projected_targets_are_the_leading_components_more_or_less_of_one_variance(
+    tmp_path, components, whitening, standardize
+):
+    rows = correlated()
+    write_targets(tmp_path, len(rows), [rows], standardize=standardize, components=components, whitening=whitening)
+    found = np.array(open_targets(tmp_path), np.float64)
+    kept = min(components, 6) or 6
+    assert found.shape == (len(rows), kept)
+    covariance = np.cov(found.T)
+    variances = np.diag(covariance)
+    assert np.abs(covariance - np.diag(variances)).max() < 2e-3 * variances.max()
+    own = np.sort(np.linalg.eigvalsh(np.cov(rows.T.astype(np.float64))))[::-1]
+    expected = own * (own + 0.01 * own.mean()) ** -whitening
+    if standardize:
+        expected = expected / expected[:kept].mean()
+        assert np.abs(found.mean(0)).max() < 1e-4
+        assert found.var(0, ddof=1).mean() == pytest.approx(1.0, rel=1e-3)
+    np.testing.assert_allclose(variances, expected[:kept], rtol=1e-3)
     again = read_standardization(tmp_path)(torch.from_numpy(rows))
-    torch.testing.assert_close(again, torch.from_numpy(white), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again, torch.from_numpy(found).float(), rtol=1e-4, atol=1e-4)
+    assert {path.name for path in tmp_path.iterdir()} == {FILE, STANDARDIZATION_FILE}
+
+
+def test_projected_bytes_do_not_depend_on_the_batches(tmp_path):
+    rows = correlated(100)
+    for name, parts in (("whole", [rows]), ("parts", np.split(rows, [3, 50, 90]))):
+        (tmp_path / name).mkdir()
+        write_targets(tmp_path / name, 100, parts, standardize=True, components=4, whitening=0.5)
+    for file in (FILE, STANDARDIZATION_FILE):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
+
+
+def test_a_dimension_that_does_not_vary_stays_without_infinities(tmp_path):
+    rows = correlated(100)
+    rows[:, 2] = 7.0
+    write_targets(tmp_path, 100, [rows], standardize=True, whitening=1.0)
+    assert np.isfinite(open_targets(tmp_path)).all()

@@ -68,3 +68,27 @@ def test_views_follow_their_images():
     first, second = Views(mild, 8)(PIXELS, 0)
     distance = (first[:, None] - second[None]).square().mean((2, 3, 4))
     assert torch.equal(distance.argmin(1), torch.arange(6))
+
+
+def test_views_are_made_by_the_fast_kernels_and_the_wish_for_deterministic_ones_outlasts_them(monkeypatch):
+    views, seen = Views(ALL, 8), []
+    pipeline = views._pipeline
+
+    def spy(images):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        if len(seen) == 2:
+            raise RuntimeError("in the middle")
+        return pipeline(images)
+
+    monkeypatch.setattr(views, "_pipeline", spy)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        views(PIXELS, 0)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            views(PIXELS, 0)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    assert seen == [False, False]

@@ -222,7 +222,8 @@ def test_all_baselines_stand_beside_the_distilled_set(tmp_path):
 def test_all_ways_to_distil_leave_a_set_that_their_recipe_pretrains_from(tmp_path):
     changes = {
         "student.augmentation": "flipShift",
-        "targets.whiten": True,
+        "targets.components": 5,
+        "targets.whitening": 0.5,
         "trajectories.sharpnessRadius": 0.1,
         "trajectories.epochs": 3,
         "distill.startGrowth": 0.5,

@@ -29,30 +29,35 @@ def write_targets(
     representations: Iterable[NDArray[np.float32]],
     *,
     standardize: bool,
-    whiten: bool = False,
+    components: int = 0,
+    whitening: float = 0.0,
 ) -> None:
     """Write the targets of a dataset, and what makes them of the representations.
 
     A representation r becomes the target (r - center) / scale: center is the mean of every dimension, scale the
-    deviation over all of them, so that their ratios stay. Without `standardize` they are 0 and 1. With `whiten` it is
-    multiplied with the inverse root of the covariance of those (ZCA), whose smallest eigenvalues are raised a little.
+    deviation over all of them, so that their ratios stay. Without `standardize` they are 0 and 1. With `components` or
+    `whitening` that is projected onto the eigenvectors of its covariance, the k of the largest eigenvalues, each of
+    which is divided by its eigenvalue to the power whitening / 2; with `standardize` all are then brought to unit
+    variance by one common factor again.
 
     Args:
-        folder: where targets f32[n, d] go into `targets.safetensors`, and center f32[d], scale f32[] and, if whitened,
-            whitening f32[d, d] into `standardization.safetensors`. The first has this name only when it is finished.
+        folder: where targets f32[n, k] go into `targets.safetensors`, and center f32[d], scale f32[] and, if projected,
+            projection f32[d, k] into `standardization.safetensors`. The first has this name only when it is finished.
         count: n.
         representations: f32[b, d] each, n rows together.
         standardize: whether to.
-        whiten: likewise; only with `standardize`.
+        components: k, at most d; 0 is d.
+        whitening: from 0, the components as they vary, to 1, all of one variance.
 
     Raises:
         WorkError: a representation is not finite, or the disk is full.
     """
-    partial = folder / f".{FILE}.partial"
+    partial, raw = folder / f".{FILE}.partial", folder / f".{FILE}.raw"
+    projected = bool(components or whitening)
     filled, summed, moments = 0, 0, _Moments()
     for rows in representations:
         if not filled:
-            mapped = create_mapped(partial, _TENSOR, (count, rows.shape[1]), np.float32)
+            mapped = create_mapped(raw if projected else partial, _TENSOR, (count, rows.shape[1]), np.float32)
         mapped[filled : filled + len(rows)] = rows
         filled += len(rows)
         while summed < filled and (filled - summed >= _BLOCK or filled == count):
@@ -68,11 +73,14 @@ def write_targets(
             block -= center
             block /= scale
     made_by = {"center": torch.from_numpy(center), "scale": torch.tensor(float(scale))}
-    if whiten:
-        whitening = _whitening(mapped)
+    if projected:
+        projection = _projection(mapped, components, whitening, to_unit=standardize)
+        targets = create_mapped(partial, _TENSOR, (count, projection.shape[1]), np.float32)
         for start in range(0, count, _BLOCK):
-            mapped[start : start + _BLOCK] = mapped[start : start + _BLOCK] @ whitening
-        made_by["whitening"] = torch.from_numpy(whitening)
+            targets[start : start + _BLOCK] = mapped[start : start + _BLOCK] @ projection
+        targets.flush()
+        raw.unlink()
+        made_by["projection"] = torch.from_numpy(projection)
     mapped.flush()
     save_tensors(folder / STANDARDIZATION_FILE, made_by)
     partial.replace(folder / FILE)
@@ -89,37 +97,47 @@ def open_targets(folder: Path) -> Mapped:
 
 @dataclass(frozen=True)
 class Standardization:
-    """What makes targets of representations: r becomes (r - center) / scale, times the whitening if there is one."""
+    """What makes targets of representations: r becomes (r - center) / scale, times the projection if there is one."""
 
     center: torch.Tensor  # f32[d]
     scale: torch.Tensor  # f32[]
-    whitening: torch.Tensor | None  # f32[d, d]
+    projection: torch.Tensor | None  # f32[d, k]
 
     def __call__(self, representations: torch.Tensor) -> torch.Tensor:
-        """The targets f32[m, d] of representations f32[m, d]."""
+        """The targets f32[m, k] of representations f32[m, d]; k is d where they are not projected."""
         targets = (representations - self.center) / self.scale
-        return targets if self.whitening is None else targets @ self.whitening
+        return targets if self.projection is None else targets @ self.projection
 
 
 def read_standardization(folder: Path) -> Standardization:
     """What made the targets of a folder."""
     tensors, _ = load_tensors(folder / STANDARDIZATION_FILE)
-    return Standardization(tensors["center"], tensors["scale"], tensors.get("whitening"))
+    return Standardization(tensors["center"], tensors["scale"], tensors.get("projection"))
 
 
-def _whitening(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The inverse root f32[d, d] of the covariance of centred rows f32[n, d], in whose eigenvectors it is taken.
+def _projection(rows: NDArray[np.float32], components: int, whitening: float, *, to_unit: bool) -> NDArray[np.float32]:
+    """The matrix f32[d, k] that takes rows f32[n, d] to their principal components, more or less of one variance.
 
-    Eigenvalues are raised by a hundredth of their mean: dimensions that hardly vary would be noise, brought to size.
+    Eigenvalues are raised by a hundredth of their mean before anything is divided by them: dimensions that hardly vary
+    would be noise, brought to size. The largest entry of every eigenvector is positive, so that a column does not
+    depend on the solver's choice of a sign.
     """
+    mean = np.zeros(rows.shape[1])
+    for start in range(0, len(rows), _BLOCK):
+        mean += rows[start : start + _BLOCK].sum(0, dtype=np.float64) / len(rows)
     covariance = np.zeros((rows.shape[1], rows.shape[1]))
     for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK].astype(np.float64)
+        block = rows[start : start + _BLOCK].astype(np.float64) - mean
         covariance += block.T @ block
     values, vectors = np.linalg.eigh(covariance / max(1, len(rows) - 1))
-    values = np.maximum(values, 0.0) + max(_RAISED * values.mean(), 1e-12)
-    whitening: NDArray[np.float32] = ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)
-    return whitening
+    kept = min(components or len(values), len(values))
+    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    vectors = vectors * np.where(vectors[np.abs(vectors).argmax(0), range(len(values))] < 0.0, -1.0, 1.0)
+    factors = (values + max(_RAISED * values.mean(), 1e-12)) ** (-whitening / 2.0)
+    if to_unit:
+        factors /= math.sqrt(max((values * factors**2)[:kept].mean(), 1e-24))
+    projection: NDArray[np.float32] = np.ascontiguousarray((vectors * factors)[:, :kept], np.float32)
+    return projection
 
 
 class _Moments:

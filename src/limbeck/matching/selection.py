@@ -86,7 +86,7 @@ def facility_location(
     stood for by the most similar one, the idea of SAS (Joshi and Mirzasoleiman, 2023) on the teacher's representations.
     Every step looks at a random share of the points (Mirzasoleiman et al., 2015), so that of n points some n ln(100)
     are looked at in all, and the sum is over at most 16,384 of them, drawn at random: the similarities to compute
-    grow with n, not its square, and none of them are kept. Each step still draws an order of all n.
+    grow with n, not its square, and none of them are kept; the sample is. Each step still draws an order of all n.
 
     Args:
         points: f32[n, d], perhaps mapped.
@@ -105,6 +105,7 @@ def facility_location(
     stood_for = points
     if count > _STOOD_FOR:
         stood_for = points[np.sort(torch.randperm(count, generator=draws)[:_STOOD_FOR].numpy())]
+    stood_for = _directions(stood_for)
     covered, chosen = np.zeros(len(stood_for), np.float32), list[int]()
     free = np.ones(count, bool)
     for _ in range(size):
@@ -117,7 +118,7 @@ def facility_location(
         direction = _directions(points[best : best + 1])
         for start in range(0, len(stood_for), _BLOCK):
             part = covered[start : start + _BLOCK]
-            np.maximum(part, 1.0 + (_directions(stood_for[start : start + _BLOCK]) @ direction.T)[:, 0], out=part)
+            np.maximum(part, 1.0 + (stood_for[start : start + _BLOCK] @ direction.T)[:, 0], out=part)
         between()
     return torch.tensor(chosen)
 
@@ -132,10 +133,13 @@ def _directions(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 def _gains(
     points: NDArray[np.float32], directions: NDArray[np.float32], covered: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """What each of the candidates f32[c, d] would add, f64[c], to similarities f32[n] that are reached already."""
+    """What each of the candidates f32[c, d] would add, f64[c], to what f32[n] points f32[n, d] have reached already.
+
+    All of them are of length one.
+    """
     gains, block = np.zeros(len(directions)), max(1, min(_BLOCK, _MOST // len(directions)))
     for start in range(0, len(points), block):
-        similarity = 1.0 + _directions(points[start : start + block]) @ directions.T
+        similarity = 1.0 + points[start : start + block] @ directions.T
         gains += np.maximum(similarity - covered[start : start + block, None], 0.0).sum(0, dtype=np.float64)
     return gains
 

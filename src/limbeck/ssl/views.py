@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,7 +45,26 @@ class Views:
         """Two views, each f32[b, 3, s, s] in [0, 1], of pixels f32[b, 3, s, s] in [0, 1]; random in (seed, purpose)."""
         if self._pipeline is None:
             return pixels, pixels
-        with seeded(seed, "views", *purpose):
+        with seeded(seed, "views", *purpose), _forward_only():
             both = self._pipeline(torch.cat([pixels, pixels])).clamp(0.0, 1.0)
         first, second = both.chunk(2)
         return first, second
+
+
+@contextmanager
+def _forward_only() -> Iterator[None]:
+    """Inside the block the usual kernels are used also where deterministic ones are asked for.
+
+    Going forward these give the same bits every time too. But where deterministic ones are asked for, torch makes every
+    interpolation on an accelerator of a chain of indexing that can be differentiated so, and a crop is one
+    interpolation an image: on an H100 1,024 views took 0.70 s instead of 0.04 s.
+    """
+    asked, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=warn_only)

@@ -22,7 +22,14 @@ def targets(task: StageTask) -> None:
     dataset = ImageDataset.open(task.inputs["dataset"].path)
     settings = task.spec.targets
     rows = _representations(task, dataset)
-    write_targets(task.out, len(dataset), rows, standardize=settings.standardize, whiten=settings.whiten)
+    write_targets(
+        task.out,
+        len(dataset),
+        rows,
+        standardize=settings.standardize,
+        components=settings.components,
+        whitening=settings.whitening,
+    )
 
 
 def _representations(task: StageTask, dataset: ImageDataset) -> Iterator[NDArray[np.float32]]:
