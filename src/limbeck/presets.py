@@ -18,7 +18,7 @@ Preset = Literal["recommended", "paper"]
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     "recommended": {},
     "paper": {
-        "targets": {"standardize": False},
+        "targets": {"standardize": False, "components": 0, "whitening": 0.0},
         "student": {"augmentation": "none"},
         "trajectories": {
             "experts": 100,

@@ -155,14 +155,14 @@ class Targets(Section):
         "mean the same for every teacher; false is the paper's raw representation.",
     )
     components: int = Field(
-        0,
+        32,
         ge=0,
         le=65536,
         description="Principal components of the representations that targets are made of, those that vary most, all "
         "where there are fewer; 0: all.",
     )
     whitening: float = Field(
-        0.0,
+        0.5,
         ge=0.0,
         le=1.0,
         description="How far these are brought to one variance, so that the loss does not follow the few that vary "
@@ -274,7 +274,7 @@ class Distill(Section):
     initialization: Initialization = Field(
         "facilityLocation", description="Which real images the synthetic ones start from."
     )
-    iterations: int = Field(200, ge=1, le=10_000_000, description="Updates of the synthetic set.")
+    iterations: int = Field(400, ge=1, le=10_000_000, description="Updates of the synthetic set.")
     inner_steps: int = Field(20, ge=1, le=10_000, description="Student steps an iteration (N).")
     inner_batch: int = Field(256, ge=1, le=65536, description="Synthetic images a student step.")
     pairs: int = Field(
@@ -314,8 +314,8 @@ class Distill(Section):
     schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="Whether the step sizes stay, or fall to zero along a cosine over the iterations."
     )
-    pixel_step: float = Field(0.03, ge=0.0, le=1e9, description="Step size for the pixels.")
-    target_step: float = Field(0.03, ge=0.0, le=1e9, description="Step size for the targets.")
+    pixel_step: float = Field(0.06, ge=0.0, le=1e9, description="Step size for the pixels.")
+    target_step: float = Field(0.06, ge=0.0, le=1e9, description="Step size for the targets.")
     rate_step: float = Field(
         1e-3,
         ge=0.0,

@@ -20,7 +20,7 @@ from limbeck.nn.encoders import build_student, student_config
 from limbeck.nn.enlarging import Enlarging
 from limbeck.runner import Run
 from limbeck.scores import read_scores
-from limbeck.spec import Baseline
+from limbeck.spec import Baseline, Targets
 from limbeck.ssl.teachers import load_teacher
 from tests.stages.command import limbeck  # noqa: F401 - a fixture
 from tests.stages.tiny import (
@@ -79,6 +79,20 @@ def test_targets_are_the_teacher_s_representations_standardised_by_one_factor(fi
     torch.testing.assert_close(found * scale + center, raw)
     assert found.mean(0).abs().max() < 1e-4
     assert found.square().mean().item() == pytest.approx(1.0, abs=1e-2)
+
+
+def test_by_default_targets_are_the_components_that_vary_most_half_white(finished, tmp_path):
+    usual = Targets()
+    assert (usual.standardize, usual.components, usual.whitening) == (True, 32, 0.5)
+    changes = {"targets.components": usual.components, "targets.whitening": usual.whitening}
+    run_tiny(tmp_path, changes | {"evaluate.tasks": [], "distill.iterations": 1})
+    whole, found = targets_of(finished)[0].double(), targets_of(tmp_path)[0].double()
+    first = torch.linalg.eigh(whole.T.cov())[1][:, -1]
+    assert found.shape == (len(whole), 32)
+    pair = torch.stack([found[:, 0], whole @ first])
+    assert torch.corrcoef(pair)[0, 1].abs().item() == pytest.approx(1.0, abs=1e-4)
+    assert (found.var(0).diff() <= 1e-6).all()
+    assert found.var(0).mean().item() == pytest.approx(1.0, abs=1e-2)
 
 
 def test_the_paper_s_raw_targets_are_one_setting_away(finished, tmp_path):

@@ -28,6 +28,7 @@ _TINY: dict[str, Any] = {
     "source": {"uri": "sklearn:digits#train", "imageSize": 8, "limit": 200},
     "tracking": {"enabled": False},
     "teacher": {"architecture": "convnet", "width": 8, "depth": 1, "epochs": 1, "batch": 64, "projection": 16},
+    "targets": {"components": 0, "whitening": 0.0},
     "student": {"width": 8, "depth": 1, "augmentation": "none"},
     "trajectories": {"experts": 3, "batch": 64},
     "distill": {
