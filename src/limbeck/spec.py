@@ -283,9 +283,9 @@ class Distill(Section):
     precision: Precision = Field(
         "float32", description="Arithmetic of the student's network; parameters and adjoints stay in float32."
     )
-    expert_gap: int = Field(2, ge=1, le=1000, description="Epochs of an expert that N steps must match (M).")
+    expert_gap: int = Field(1, ge=1, le=1000, description="Epochs of an expert that N steps must match (M).")
     max_start_epoch: int = Field(
-        8, ge=1, le=1000, description="The start epoch is drawn from 0 up to, not including, this."
+        4, ge=1, le=1000, description="The start epoch is drawn from 0 up to, not including, this."
     )
     start_growth: Probability = Field(
         0.0,

@@ -39,6 +39,7 @@ _TINY: dict[str, Any] = {
         "downsampling": 1,
         "initialization": "random",
         "maxStartEpoch": 2,
+        "expertGap": 2,
         "optimizer": "sgd",
         "schedule": "constant",
         "pixelStep": 10.0,

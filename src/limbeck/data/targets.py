@@ -54,10 +54,30 @@ def write_targets(
     """
     partial, raw = folder / f".{FILE}.partial", folder / f".{FILE}.raw"
     projected = bool(components or whitening)
+    mapped, moments = _written(raw if projected else partial, count, representations)
+    center, scale = np.zeros(mapped.shape[1], np.float32), np.float32(1.0)
+    if standardize:
+        center, scale = moments.mean.astype(np.float32), np.float32(max(moments.deviation, 1e-12))
+        _standardize(mapped, center, scale)
+    made_by = {"center": torch.from_numpy(center), "scale": torch.tensor(float(scale))}
+    if projected:
+        projection = _projection(mapped, components, whitening, to_unit=standardize)
+        _project(mapped, projection, partial)
+        made_by["projection"] = torch.from_numpy(projection)
+        del mapped  # before its file
+        raw.unlink()
+    else:
+        mapped.flush()
+    save_tensors(folder / STANDARDIZATION_FILE, made_by)
+    partial.replace(folder / FILE)
+
+
+def _written(path: Path, count: int, representations: Iterable[NDArray[np.float32]]) -> tuple[Mapped, _Moments]:
+    """Representations as they come, f32[n, d], in a file of that path, and their moments."""
     filled, summed, moments = 0, 0, _Moments()
     for rows in representations:
         if not filled:
-            mapped = create_mapped(raw if projected else partial, _TENSOR, (count, rows.shape[1]), np.float32)
+            mapped = create_mapped(path, _TENSOR, (count, rows.shape[1]), np.float32)
         mapped[filled : filled + len(rows)] = rows
         filled += len(rows)
         while summed < filled and (filled - summed >= _BLOCK or filled == count):
@@ -65,25 +85,22 @@ def write_targets(
             summed = min(summed + _BLOCK, count)
     if filled != count:
         raise ValueError(f"{filled} representations of {count} images")
-    center, scale = np.zeros(mapped.shape[1], np.float32), np.float32(1.0)
-    if standardize:
-        center, scale = moments.mean.astype(np.float32), np.float32(max(moments.deviation, 1e-12))
-        for start in range(0, count, _BLOCK):
-            block = mapped[start : start + _BLOCK]
-            block -= center
-            block /= scale
-    made_by = {"center": torch.from_numpy(center), "scale": torch.tensor(float(scale))}
-    if projected:
-        projection = _projection(mapped, components, whitening, to_unit=standardize)
-        targets = create_mapped(partial, _TENSOR, (count, projection.shape[1]), np.float32)
-        for start in range(0, count, _BLOCK):
-            targets[start : start + _BLOCK] = mapped[start : start + _BLOCK] @ projection
-        targets.flush()
-        raw.unlink()
-        made_by["projection"] = torch.from_numpy(projection)
-    mapped.flush()
-    save_tensors(folder / STANDARDIZATION_FILE, made_by)
-    partial.replace(folder / FILE)
+    return mapped, moments
+
+
+def _standardize(rows: Mapped, center: NDArray[np.float32], scale: np.float32) -> None:
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        block -= center
+        block /= scale
+
+
+def _project(rows: Mapped, projection: NDArray[np.float32], path: Path) -> None:
+    """Write rows f32[n, d] times the projection f32[d, k] to a file of that path."""
+    targets = create_mapped(path, _TENSOR, (len(rows), projection.shape[1]), np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        targets[start : start + _BLOCK] = rows[start : start + _BLOCK] @ projection
+    targets.flush()
 
 
 def open_targets(folder: Path) -> Mapped:
