@@ -25,7 +25,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from limbeck.matching.engine import has_bfloat16
+from limbeck.nn.precision import has_bfloat16
 from limbeck.measure import MemoryPeak
 
 

@@ -269,6 +269,21 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(finished, tmp_path, 
     assert result_files(cut) == result_files(uncut)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_stopped_teacher_of_any_layout_and_precision_goes_on_to_the_same_bytes(tmp_path, precision):
+    changes = {"teacher.precision": precision, "teacher.epochs": 3, "teacher.architecture": "resnet10"}
+    uncut, cut = tmp_path / "uncut", tmp_path / "cut"
+    progress, onward = StopAt("teacher", 5), StopAt("nothing", 0)
+    for output in (uncut, cut):
+        Run(distillation(output, changes), workshop(output)).stage("ingest")
+    Run(distillation(uncut, changes), workshop(uncut)).stage("teacher")
+    with pytest.raises(Stopped):
+        Run(distillation(cut, changes | AT_EVERY_CHANCE), workshop(cut, progress, progress.stop)).stage("teacher")
+    Run(distillation(cut, changes), workshop(cut, onward)).stage("teacher")
+    assert onward.started_at["teacher"] == 3
+    assert result_files(cut) == result_files(uncut)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_a_stopped_distillation_goes_on_with_its_optimizer_s_state(tmp_path, optimizer, schedule):

@@ -128,6 +128,9 @@ class Teacher(Section):
     projection: int = Field(1024, ge=8, le=16384, description="Output dimension of the projection head.")
     temperature: float = Field(0.2, gt=0.0, le=10.0, description="Softmax temperature of SimCLR.")
     redundancy_weight: float = Field(5e-3, gt=0.0, le=1.0, description="Weight of Barlow Twins' off-diagonal terms.")
+    precision: Precision = Field(
+        "float32", description="Arithmetic of the encoder while it is trained; parameters and loss stay in float32."
+    )
     optimizer: Adam = Field(default_factory=Adam, description="How the teacher is optimised.")
     augmentation: Augmentation = Field(
         default_factory=Augmentation, description="How the two views of an image are made."

@@ -204,6 +204,19 @@ def test_a_teacher_is_trained_by_either_objective_and_its_losses_are_kept(tmp_pa
     assert losses[-1] < losses[0]
 
 
+def test_a_teacher_in_bfloat16_learns_what_one_in_float32_does(tmp_path):
+    losses, teachers = {}, {}
+    for precision in ("float32", "bfloat16"):
+        changes = {"teacher.precision": precision, "teacher.epochs": 6}
+        Run(distillation(tmp_path, changes), workshop(tmp_path)).stage("ingest")
+        result = Run(distillation(tmp_path, changes), workshop(tmp_path)).stage("teacher")
+        losses[precision] = json.loads((result.path / "history.json").read_text())["losses"]
+        teachers[precision] = load_teacher(result.path, CPU).module
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+    assert all(p.dtype == torch.float32 and p.is_contiguous() for p in teachers["bfloat16"].parameters())
+
+
 def test_another_architecture_is_evaluated_beside_the_student_s(finished, tmp_path):
     changes = {"evaluate.architectures": ["convnet", "resnet10"], "evaluate.epochs": 1, "evaluate.seeds": [0]}
     changes |= {"evaluate.baselines": ["none"], "evaluate.labelFractions": [0.1, 0.5]}

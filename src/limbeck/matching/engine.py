@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from limbeck.matching.steps import CompiledSteps, Say, Steps, held_bytes, student_loss
 from limbeck.memory import automatic_budget, quantity_bytes
 from limbeck.nn.flat import FlatNetwork
+from limbeck.nn.precision import tell_emulation
 from limbeck.spec import Engine, Precision
 
 # Operations of a step in forward passes: the gradient is one forward and two backward, the replay's products eight.
@@ -53,8 +54,7 @@ def choose_steps(work: Work, precision: Precision, engine: Engine, device: torch
     On an accelerator only where the spec says so: at the paper's size a compiled second derivative has read memory that
     is not its own there, after which nothing more can be computed in the process.
     """
-    if precision == "bfloat16" and not has_bfloat16(device):
-        say("this machine computes bfloat16 by emulation: slower than float32")
+    tell_emulation(precision, device, say)
     loss = student_loss(work.network, precision)
     worth = device.type == "cpu" and work.seconds() >= _WORTH
     if engine.compile == "always" or (engine.compile == "auto" and worth):
@@ -109,11 +109,3 @@ def choose_together(
     if device.type != "cuda":
         return 1
     return max(1, min(most, _MOST_TOGETHER, automatic_budget(device) // max(1, 2 * held_bytes(steps, theta, x, y))))
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is the hardware's own."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return supported

@@ -13,6 +13,7 @@ from limbeck.data.dataset import ImageDataset
 from limbeck.data.feed import Examples
 from limbeck.interrupt import StopRequest
 from limbeck.nn.encoders import ConvNet, ResNet
+from limbeck.nn.precision import tell_emulation
 from limbeck.progress import SILENT, Progress
 from limbeck.seeding import generator
 from limbeck.spec import Adam, Teacher
@@ -56,7 +57,11 @@ def train_ssl(
     views = Views(settings.augmentation, dataset.images.shape[-1])
     examples = Examples.pixels(dataset.images, device, say=progress.say)
     mean, std = (torch.from_numpy(v).to(device)[:, None, None] for v in (dataset.mean, dataset.std))
-    encoder, head = encoder.to(device).train(), objective.head.to(device).train()
+    # convolutions of images with their channels last are a fifth faster on the CPU, twice in bfloat16
+    encoder = encoder.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    head = objective.head.to(device).train()
+    tell_emulation(settings.precision, device, progress.say)
+    low = settings.precision == "bfloat16"
     batch = min(settings.batch, count)
     steps = count // batch
     optimizer = torch.optim.AdamW(
@@ -92,8 +97,10 @@ def train_ssl(
                     group["lr"] = _rate(settings, settings.optimizer, done, steps)
                 pixels, _ = next(fed)
                 one, two = views(pixels, seed, epoch, step)
-                features = encoder((torch.cat([one, two]) - mean) / std)
-                loss = objective(*features.chunk(2))
+                seen = ((torch.cat([one, two]) - mean) / std).contiguous(memory_format=torch.channels_last)
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+                    features = encoder(seen)
+                loss = objective(*features.float().chunk(2))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -108,7 +115,7 @@ def train_ssl(
             epoch_done(epoch, losses[-1])
             if checkpoint.due():
                 save(epoch + 1)
-    encoder.eval()
+    encoder.to(memory_format=torch.contiguous_format).eval()
     return losses
 
 
