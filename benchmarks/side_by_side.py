@@ -25,8 +25,8 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from limbeck.nn.precision import has_bfloat16
 from limbeck.measure import MemoryPeak
+from limbeck.nn.precision import has_bfloat16
 
 
 @dataclass(frozen=True)

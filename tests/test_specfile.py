@@ -460,7 +460,7 @@ def test_a_source_s_uri_alone_is_a_complete_spec(tmp_path):
     )
     spec = read_spec(path).distillation.spec
     assert spec.source.uri == "x"
-    assert spec.expert_epochs == spec.distill.reachable_epochs == 9
+    assert spec.expert_epochs == spec.distill.reachable_epochs == 4
 
 
 def test_numbers_are_read_as_people_write_them(tmp_path):

@@ -216,7 +216,7 @@ class Trajectories(Section):
     epochs: int | None = Field(
         None, ge=1, le=10_000, description="Epochs an expert; by default the fewest that distill can reach."
     )
-    batch: int = Field(256, ge=1, le=65536, description="Images a step.")
+    batch: int = Field(512, ge=1, le=65536, description="Images a step.")
     optimizer: Sgd = Field(default_factory=Sgd, description="How an expert is trained.")
     threads: int | None = Field(
         None,
@@ -277,7 +277,7 @@ class Distill(Section):
     initialization: Initialization = Field(
         "facilityLocation", description="Which real images the synthetic ones start from."
     )
-    iterations: int = Field(400, ge=1, le=10_000_000, description="Updates of the synthetic set.")
+    iterations: int = Field(1000, ge=1, le=10_000_000, description="Updates of the synthetic set.")
     inner_steps: int = Field(20, ge=1, le=10_000, description="Student steps an iteration (N).")
     inner_batch: int = Field(256, ge=1, le=65536, description="Synthetic images a student step.")
     pairs: int = Field(
