@@ -277,7 +277,7 @@ class Distill(Section):
     initialization: Initialization = Field(
         "facilityLocation", description="Which real images the synthetic ones start from."
     )
-    iterations: int = Field(1000, ge=1, le=10_000_000, description="Updates of the synthetic set.")
+    iterations: int = Field(2000, ge=1, le=10_000_000, description="Updates of the synthetic set.")
     inner_steps: int = Field(20, ge=1, le=10_000, description="Student steps an iteration (N).")
     inner_batch: int = Field(256, ge=1, le=65536, description="Synthetic images a student step.")
     pairs: int = Field(
