@@ -32,6 +32,7 @@ soak: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/distill.py
 	$(BIN)/python benchmarks/experts.py
+	$(BIN)/python benchmarks/teacher.py
 	$(BIN)/python benchmarks/feed.py --images 2048 --experts-together 1 --width 32
 	$(BIN)/python benchmarks/listing.py main --images 100000
 	$(BIN)/python benchmarks/fanout.py

@@ -36,9 +36,7 @@ class Problem:
         self._folder = tempfile.TemporaryDirectory()
         path = Path(self._folder.name)
         write_data(path, images, image_size)
-        self.dataset = ImageDataset(
-            path, ShardedImages.open(path, images, image_size), None, (), MEAN.repeat(3), STD.repeat(3), {}
-        )
+        self.dataset = ImageDataset(path, ShardedImages.open(path, images, image_size), None, (), MEAN, STD, {})
         self.config = EncoderConfig(architecture, image_size, width, "batch")
         self.batch, self.images = batch, images // batch * batch
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -54,19 +52,12 @@ class Problem:
         """On the CPU, always with the same weights."""
         return build_encoder(self.config, 0, "teacher")
 
-    def result(self, encoder: ConvNet | ResNet) -> Tensor:
-        """What the ways must agree on: features of some images."""
-        probe = torch.rand(64, 3, self.config.image_size, self.config.image_size, generator=generator(0, "probe"))
-        with torch.no_grad():
-            features: Tensor = encoder.eval()(probe.to(device()))
-        return features
-
 
 def ours(problem: Problem, name: str) -> Tensor:
-    """As the stage trains it."""
+    """As the stage trains it; the loss that the ways must agree on."""
     encoder = problem.encoder()
     with tempfile.TemporaryDirectory() as folder:
-        train_ssl(
+        losses = train_ssl(
             encoder,
             problem.dataset,
             problem.settings(name),
@@ -75,7 +66,7 @@ def ours(problem: Problem, name: str) -> Tensor:
             checkpoint=Checkpoint(Path(folder), every=1e9),
             stop=StopRequest(),
         )
-    return problem.result(encoder)
+    return torch.tensor(losses)
 
 
 def plain(problem: Problem) -> Tensor:
@@ -92,6 +83,7 @@ def plain(problem: Problem) -> Tensor:
     )
     steps = problem.images // problem.batch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses = []
     order = torch.randperm(len(images), generator=generator(0, "teacher", "order", 0))
     for step, chosen in enumerate(order[: problem.images].split(problem.batch)):
         pixels = images[chosen].to(device()).float() / 255
@@ -101,7 +93,8 @@ def plain(problem: Problem) -> Tensor:
         loss.backward()
         optimizer.step()
         schedule.step()
-    return problem.result(encoder)
+        losses.append(loss.item())
+    return torch.tensor(losses).mean()[None]
 
 
 def way(name: str, problem: Problem) -> Measured:
@@ -142,8 +135,8 @@ def main(
         chosen_ways(WAYS, ways),
         unit="images",
         repetitions=repetitions,
-        tolerance=1e-2,
-        loose={"bfloat16": 0.2},
+        tolerance=5e-3,
+        loose={"bfloat16": 0.02},
     )
 
 
