@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.checkpoint import Checkpoint, pack, pack_optimizer, unpack, unpack_optimizer
 from limbeck.data.dataset import ImageDataset
@@ -57,8 +57,8 @@ def train_ssl(
     views = Views(settings.augmentation, dataset.images.shape[-1])
     examples = Examples.pixels(dataset.images, device, say=progress.say)
     mean, std = (torch.from_numpy(v).to(device)[:, None, None] for v in (dataset.mean, dataset.std))
-    # convolutions of images with their channels last are a fifth faster on the CPU, twice in bfloat16
-    encoder = encoder.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    layout = _layout(encoder)
+    encoder = encoder.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     head = objective.head.to(device).train()
     tell_emulation(settings.precision, device, progress.say)
     low = settings.precision == "bfloat16"
@@ -97,7 +97,7 @@ def train_ssl(
                     group["lr"] = _rate(settings, settings.optimizer, done, steps)
                 pixels, _ = next(fed)
                 one, two = views(pixels, seed, epoch, step)
-                seen = ((torch.cat([one, two]) - mean) / std).contiguous(memory_format=torch.channels_last)
+                seen = ((torch.cat([one, two]) - mean) / std).contiguous(memory_format=layout)
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
                     features = encoder(seen)
                 loss = objective(*features.float().chunk(2))
@@ -117,6 +117,15 @@ def train_ssl(
                 save(epoch + 1)
     encoder.to(memory_format=torch.contiguous_format).eval()
     return losses
+
+
+def _layout(encoder: ConvNet | ResNet) -> torch.memory_format:
+    """Channels last where batches are normalised: on the CPU a fifth faster or more (`benchmarks/teacher.py`).
+
+    Where every image is normalised by itself, torch computes that layout up to five times slower.
+    """
+    batchwise = any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
+    return torch.channels_last if batchwise else torch.contiguous_format
 
 
 def _rate(settings: Teacher, adam: Adam, step: int, steps: int) -> float:
