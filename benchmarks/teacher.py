@@ -12,14 +12,15 @@ import typer
 from feed import MEAN, STD, write_data
 from side_by_side import Measured, chosen_ways, compare, device, exact_memory, work
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.checkpoint import Checkpoint
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.shards import ShardedImages
 from limbeck.interrupt import StopRequest
+from limbeck.matching.engine import GRADIENT_FORWARDS, Work
 from limbeck.memory import keep_freed_memory
 from limbeck.nn.encoders import ConvNet, EncoderConfig, ResNet, build_encoder
+from limbeck.nn.flat import FlatNetwork
 from limbeck.seeding import generator
 from limbeck.spec import Architecture, Teacher
 from limbeck.ssl.objectives import build_objective
@@ -39,9 +40,8 @@ class Problem:
         self.dataset = ImageDataset(path, ShardedImages.open(path, images, image_size), None, (), MEAN, STD, {})
         self.config = EncoderConfig(architecture, image_size, width, "batch")
         self.batch, self.images = batch, images // batch * batch
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.encoder()(torch.zeros(2, 3, image_size, image_size))
-        self.flops = 3.0 * self.images * counter.get_total_flops()  # two views of an image, forward and back
+        forward = Work(FlatNetwork(self.encoder()), 2 * batch, image_size, 0.0).forward_flops()  # both views
+        self.flops = float(GRADIENT_FORWARDS * forward * self.images / batch)
 
     def settings(self, name: str) -> Teacher:
         """Of one epoch."""
