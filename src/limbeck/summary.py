@@ -27,27 +27,66 @@ class StageSummary(_Record):
     peak_device_memory_bytes: int  # peak accelerator memory, 0 without one
 
 
+class CurvePoint(_Record):
+    """Linear-probe accuracy after some steps of pre-training, at the rate that was chosen for the method."""
+
+    steps: int
+    mean: float  # of test accuracies, over the seeds
+    deviation: float  # sample standard deviation over the seeds; 0.0 for one seed
+    values: list[float]  # one a seed
+    held_out: list[float]  # accuracies on held-out labels, one a selection seed
+
+
 class Accuracy(_Record):
-    """Linear-probe accuracy of one method in one setting, over the seeds."""
+    """Linear-probe accuracy of one method in one setting, over the seeds, at the method's own best rate and steps.
+
+    Rate and steps were chosen on held-out labels with the selection seeds; the test images and the seeds chose nothing.
+    """
 
     task: str
     architecture: str
-    method: str  # distilled | random | highLoss | none | full
+    method: str  # distilled | start | random | highLoss | kCenter | facilityLocation | none | full | fullSsl
     label_fraction: float
     labels: int  # how many labelled images the probe was fitted on
     mean: float
     deviation: float  # sample standard deviation over the seeds; 0.0 for one seed
     values: list[float]  # one a seed
     seeds: list[int]
+    steps: int | None = None  # of pre-training; None where it is not counted in steps (none, fullSsl)
+    rate: float | None = None  # learning rate of pre-training; None as above
+    images: int | None = None  # that the encoder was pre-trained on
+    bytes: int | None = None  # of these images and their targets, as they are stored; None without pre-training
+    selection_seeds: list[int] = []
+    held_out: list[float] = []  # accuracies on held-out labels at these steps, one a selection seed
+    curve: list[CurvePoint] = []  # accuracy over steps, ascending; the last is the longest pre-training
 
 
 class RecoveredGap(_Record):
-    """(distilled - random subset) / (full data - random subset), of the mean accuracies."""
+    """(distilled - random subset) / (full data - random subset), of the mean accuracies.
+
+    `value` takes every method at its own plateau, `equal_steps_value` all of them after `equal_steps` steps, those at
+    which the distilled set is best.
+    """
 
     task: str
     architecture: str
     label_fraction: float
     value: float | None  # None where full data does not beat the random subset
+    equal_steps: int | None = None
+    equal_steps_value: float | None = None
+
+
+class Difference(_Record):
+    """Accuracy of the distilled set minus that of a rival, paired by seed, with a 95 % t-interval over the seeds."""
+
+    against: str  # the rival's method
+    task: str | None  # None: the mean over all settings
+    architecture: str | None
+    label_fraction: float | None
+    mean: float
+    low: float | None  # None with fewer than two seeds
+    high: float | None
+    seeds: int  # how many
 
 
 class SourceSummary(_Record):
@@ -70,6 +109,7 @@ class DistilledSummary(_Record):
     matching_loss_first: float  # mean over the first tenth of the iterations
     matching_loss_last: float  # mean over the last tenth
     path: str
+    bytes: int | None = None  # of images, targets and rate, as they are stored
 
 
 class Registered(_Record):
@@ -94,6 +134,7 @@ class Summary(_Record):
     stages: list[StageSummary]
     accuracies: list[Accuracy]
     recovered_gaps: list[RecoveredGap]
+    differences: list[Difference] = []  # to random and start, by setting and over all
     links: dict[str, str]  # "report", "distilledSet", "mlflowRun", ... -> URL or path
     registered: Registered | None = None  # None: the spec names no registry
     spec: dict[str, Any]
