@@ -31,7 +31,7 @@ import yaml
 
 from limbeck.interrupt import Stopped
 from limbeck.runner import Run
-from limbeck.scores import recovered_gaps
+from limbeck.evaluation.scores import recovered_gaps
 from limbeck.spec import Distillation, Metadata
 from limbeck.specfile import read_spec
 from limbeck.stages.task import Workshop

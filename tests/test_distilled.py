@@ -159,7 +159,7 @@ def test_pre_training_from_a_set_in_python_is_what_the_evaluation_does(finished,
     import numpy as np
 
     from limbeck.data.dataset import ImageDataset
-    from limbeck.nn.probe import accuracy, fit_probe, label_subset
+    from limbeck.evaluation.probe import accuracy, fit_probe, label_subset
     from limbeck.seeding import derive
 
     distilled = package.load(str(registered))

@@ -276,7 +276,7 @@ def _image_page(result: Result, dataset: Result) -> str:
 
 
 def _accuracies(result: Result) -> str:
-    from limbeck.scores import FILE, read_scores, summarize
+    from limbeck.evaluation.scores import FILE, read_scores, summarize
 
     rows = [
         (a.task, a.architecture, a.method, f"{a.label_fraction:g}", f"{100 * a.mean:.1f} ± {100 * a.deviation:.1f}")

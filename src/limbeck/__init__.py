@@ -54,7 +54,7 @@ def pretrain(
     *,
     seed: int = 0,
     device: str | None = None,
-    epochs: int | None = None,
+    steps: int | None = None,
 ) -> nn.Module:
     """Pre-train an encoder, in place, on a distilled set by the set's own recipe; returned in eval mode.
 
@@ -63,7 +63,7 @@ def pretrain(
         distilled: the set.
         seed: of the regression head's weights and of the order of the images.
         device: "cuda", "cpu", ...; by default CUDA where there is one.
-        epochs: passes over the set, in place of the recipe's.
+        steps: steps of training, in place of the recipe's.
     """
     from dataclasses import replace
 
@@ -73,7 +73,7 @@ def pretrain(
     from limbeck.nn.pretraining import pretrain_encoder
     from limbeck.stages.task import pick_device
 
-    recipe = distilled.recipe if epochs is None else replace(distilled.recipe, epochs=epochs)
+    recipe = distilled.recipe if steps is None else replace(distilled.recipe, steps=steps)
     where = pick_device() if device is None else torch.device(device)
     examples = Examples.held(distilled.images, distilled.targets, where)
     return pretrain_encoder(encoder, examples, recipe, seed=seed)

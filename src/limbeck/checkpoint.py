@@ -41,7 +41,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, every: float, copies: Copies | None = None) -> None:
         self._path = folder / "checkpoint.safetensors"
-        self._every = every
+        self.every = every
         self._copies = copies
         self._saved = time.monotonic()
 
@@ -56,7 +56,7 @@ class Checkpoint:
 
     def due(self) -> bool:
         """Whether the last save is long enough ago."""
-        return time.monotonic() - self._saved >= self._every
+        return time.monotonic() - self._saved >= self.every
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Save the state."""

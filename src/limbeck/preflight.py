@@ -162,7 +162,9 @@ def check_facts(spec: DistillationSpec, facts: Mapping[str, Facts], start: Regis
     batch_norm = student_norm or any(
         name not in ("convnet", spec.student.architecture) for name in spec.evaluate.architectures
     )
-    fewest = min(size, spec.distill.budget(images, spec.source.image_size), spec.evaluate.batch)
+    side = spec.distill.side(spec.source.image_size)
+    rivals = size * side**2 // spec.source.image_size**2  # at least: of as many pixels; targets add to it
+    fewest = min(size, max(1, rivals), spec.evaluate.batch)
     if batch_norm and spec.evaluate.tasks and fewest < 2:
         raise InputError("spec.evaluate.batch", "1 image a step", "at least 2, for an encoder with batch norm")
     for index, task in enumerate(spec.evaluate.tasks):
@@ -181,6 +183,9 @@ def _check_task(spec: DistillationSpec, where: str, task: str, facts: Mapping[st
     if classes < 2:
         raise InputError(f"{where}.train", f"{classes} class", "at least 2 classes")
     assert train.labelled is not None
+    if train.labelled <= classes:
+        found = f"{train.labelled} labels for {classes} classes of task {task}"
+        raise InputError(f"{where}.train", found, "more labels than classes: some are held out from the probes")
     for position, fraction in enumerate(spec.evaluate.label_fractions):
         labels = round(fraction * train.labelled)
         if labels < classes:

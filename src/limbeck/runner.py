@@ -12,6 +12,7 @@ from typing import Any
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.errors import InputError, WorkError
+from limbeck.evaluation.scores import FILE, Score, differences, read_scores, recovered_gaps, summarize
 from limbeck.preflight import (
     NamedSource,
     SourceSettings,
@@ -25,7 +26,6 @@ from limbeck.preflight import (
 )
 from limbeck.redact import redact_strings
 from limbeck.runs import REPORT, read_history, write_report, write_summary
-from limbeck.scores import FILE, Score, read_scores, recovered_gaps, summarize
 from limbeck.spec import Architecture, Distillation, DistillationSpec, StageName
 from limbeck.stages.graph import INGEST_VERSION, STAGES, Stage
 from limbeck.stages.ingest import ingest, remember
@@ -130,7 +130,10 @@ class Run:
         from limbeck.stages.evaluate import evaluate_part
 
         self._find_to("distill" if "distilled" in methods else "select")
-        return evaluate_part(StageTask(self._spec, self._shop, self.results, Path()), architectures, methods)
+        inputs = dict(self.results)
+        if self._start is not None and "start" in methods:
+            inputs["warmStart"] = self._start.result()
+        return evaluate_part(StageTask(self._spec, self._shop, inputs, Path()), architectures, methods)
 
     def is_done(self, name: StageName) -> bool:
         """Whether the result of a stage is there; nothing is made or recorded."""
@@ -213,8 +216,8 @@ class Run:
         images = len(ImageDataset.open(self.results["dataset"].path))
         digests = {name: result.digest for name, result in inputs.items()}
         digests |= outside_digests(stage.name, self._spec, self._start)
-        if stage.name == "distill" and self._start is not None and not only_find:
-            inputs["warmStart"] = self._start.result()  # in the key it stands as what MLflow calls it
+        if stage.name in ("distill", "evaluate") and self._start is not None and not only_find:
+            inputs["warmStart"] = self._start.result()  # in distill's key it stands as what MLflow calls it
         identity = Identity(stage.name, stage.version, stage.settings(self._spec, images), digests)
         self._make(stage.name, stage.name, identity, stage.run, inputs, only_find)
 
@@ -331,10 +334,12 @@ class Run:
                 matching_loss_first=float(losses[:tenth].mean()),
                 matching_loss_last=float(losses[-tenth:].mean()),
                 path=location,
+                bytes=distilled.nbytes,
             ),
             stages=self._stages,
             accuracies=accuracies,
             recovered_gaps=recovered_gaps(accuracies),
+            differences=differences(accuracies),
             links={"report": REPORT, "distilledSet": location, **self._recorder.links()},
             spec=redact_strings(spec.wire()),
             registered=registered,

@@ -39,7 +39,7 @@ SourceFormat = Literal["auto", "images", "zip", "tar", "webdataset", "npz", "npy
 Architecture = Literal["convnet", "resnet10", "resnet18"]
 Norm = Literal["instance", "batch", "none"]
 Initialization = Literal["highLoss", "random", "kCenter", "facilityLocation"]
-Baseline = Literal["none", "random", "highLoss", "kCenter", "facilityLocation", "full", "fullSsl"]
+Baseline = Literal["none", "start", "random", "highLoss", "kCenter", "facilityLocation", "full", "fullSsl"]
 Jitter = Literal["none", "flipShift"]
 OnBadImage = Literal["fail", "skip"]
 Precision = Literal["float32", "bfloat16"]
@@ -272,7 +272,7 @@ class Distill(Section):
         le=64,
         description="Synthetic images are kept and learned at source.imageSize divided by this, rounded down, and "
         "enlarged to source.imageSize for training: the same pixels hold more images, each with targets of its own. "
-        "Rivals are given as many pixels.",
+        "Rivals are given as many bytes, targets included.",
     )
     initialization: Initialization = Field(
         "facilityLocation", description="Which real images the synthetic ones start from."
@@ -371,11 +371,6 @@ class Distill(Section):
         """The side at which synthetic images are kept, in pixels."""
         return image_size // self.downsampling
 
-    def budget(self, images: int, image_size: int) -> int:
-        """How many images of the source, of `images`, have as many pixels as the synthetic set."""
-        pixels = self.count(images, image_size) * self.side(image_size) ** 2
-        return max(1, math.floor(pixels / image_size**2 + 1e-9))
-
     def start_epochs(self, iteration: int) -> int:
         """The window of an iteration: start epochs are drawn from 0 up to, not including, this."""
         grown = self.start_growth * self.iterations
@@ -406,10 +401,22 @@ class Task(Section):
 
 
 class Probe(Section):
-    """The linear probe: L-BFGS on cross-entropy + regularization * ||W||^2."""
+    """The linear probe: L-BFGS on cross-entropy + ridge * ||W||^2, over features standardised by the fitted images."""
 
-    regularization: float = Field(1e-3, ge=0.0, le=1e3, description="Weight of ||W||^2.")
-    iterations: int = Field(500, ge=1, le=100_000, description="Most iterations of L-BFGS.")
+    ridges: list[Annotated[float, Field(gt=0.0, le=1e3)]] = Field(
+        default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0],
+        min_length=1,
+        max_length=20,
+        description="Weights of ||W||^2 to choose from, for each probe, on held-out labels.",
+    )
+    iterations: int = Field(2000, ge=1, le=100_000, description="Most iterations of L-BFGS.")
+    tolerance: float = Field(
+        1e-6,
+        gt=0.0,
+        le=1.0,
+        description="The optimum counts as reached where no entry of the gradient is larger; if none is reached within "
+        "`iterations`, the evaluation fails.",
+    )
 
 
 def _student_architecture() -> list[Architecture]:
@@ -417,14 +424,17 @@ def _student_architecture() -> list[Architecture]:
 
 
 def _usual_baselines() -> list[Baseline]:
-    return ["none", "random", "highLoss", "full"]
+    return ["none", "start", "random", "highLoss", "full"]
 
 
-_STEPS = 1000  # of pre-training, where a spec says nothing
+_STEPS = 4000  # of pre-training, where a spec gives neither steps nor epochs
 
 
 class Evaluate(Section):
-    """Pre-training fresh encoders on the synthetic set and its rivals, and probing them with few labels."""
+    """Pre-training fresh encoders on the synthetic set and its rivals, and probing them with few labels.
+
+    Every method has the same choices, made on held-out labels: rateFactors, the steps of the curve, probe.ridges.
+    """
 
     tasks: list[Task] = Field(
         default_factory=list,
@@ -435,13 +445,28 @@ class Evaluate(Section):
         default_factory=lambda: [0.01, 0.05, 0.1, 0.5],
         min_length=1,
         max_length=100,
-        description="Shares of a task's training labels that the probe sees.",
+        description="Shares of a task's training labels that the probe sees; held-out ones are never among them.",
+    )
+    held_out: float = Field(
+        0.2,
+        gt=0.0,
+        lt=1.0,
+        description="Share of a task's training labels that no probe is fitted on: rates, steps and ridges are chosen, "
+        "and champions decided, on these.",
     )
     seeds: list[Seed] = Field(
         default_factory=lambda: [0, 1, 2, 3, 4],
         min_length=1,
         max_length=1000,
-        description="One encoder is pre-trained for each seed; tables show mean and deviation over them.",
+        description="One encoder is pre-trained for each seed and reported on the test images; tables show mean and "
+        "deviation over them. They choose nothing.",
+    )
+    selection_seeds: list[Seed] = Field(
+        default_factory=lambda: [1000, 1001, 1002],
+        min_length=1,
+        max_length=1000,
+        description="Seeds of the encoders that choose each method's rate and steps and decide about the champion, on "
+        "held-out labels; a champion needs at least 3.",
     )
     architectures: list[Architecture] = Field(
         default_factory=_student_architecture,
@@ -458,38 +483,55 @@ class Evaluate(Section):
     )
     baselines: list[Baseline] = Field(
         default_factory=_usual_baselines,
-        max_length=7,
-        description="What stands beside the distilled set, under the same protocol: no pre-training; as many real "
-        "pixels of real images, drawn at random, of highest loss, by k-centre or by facility location on the targets "
-        "(as SAS does); all images with the teacher's targets, or by the teacher's self-supervised objective (Barlow "
-        "Twins for an imported one).",
+        max_length=8,
+        description="Rivals of the distilled set, under the same protocol: no pre-training; what the distillation "
+        "starts from, not distilled; real images that take as many bytes with their targets, drawn at random, of "
+        "highest loss, by k-centre or by facility location on the targets (as SAS does); all images with the "
+        "teacher's targets, or by the teacher's self-supervised objective (Barlow Twins for an imported one), at the "
+        "teacher's own settings.",
     )
     epochs: Count | None = Field(
-        None, description="Epochs of pre-training, where steps is absent; a small set then trains for few steps."
+        None,
+        description="Epochs of the longest pre-training, where steps is absent; a small set then trains for few steps.",
     )
     steps: Count | None = Field(
         None,
-        description="Steps of pre-training, so that all methods take as many, however many images they train on; whole "
-        "epochs of them, at least one. 1,000 when epochs is absent too.",
+        description="Steps of the longest pre-training, counted exactly, across epochs, so that all methods take as "
+        "many, however many images they train on. 4,000 when epochs is absent too.",
+    )
+    curve_points: int = Field(
+        4,
+        ge=1,
+        le=20,
+        description="At how many numbers of steps an encoder is probed while it trains: at the last, and after a half, "
+        "a quarter, ... of it. Each method is reported at the one that is best for it on held-out labels.",
     )
     batch: int = Field(256, ge=1, le=65536, description="Images a step of pre-training.")
     momentum: Momentum = Field(0.9, description="Momentum of pre-training.")
     weight_decay: WeightDecay = Field(1e-4, description="L2 weight decay of pre-training.")
     baseline_rate: Rate | None = Field(
-        None, description="Learning rate of the baselines; by default the experts'. The set brings its own."
+        None,
+        description="Learning rate that rateFactors multiply for the baselines; by default the experts'. A distilled "
+        "set brings its own, the learned one.",
+    )
+    rate_factors: list[Annotated[float, Field(gt=0.0, le=1000.0)]] = Field(
+        default_factory=lambda: [0.3, 1.0, 3.0],
+        min_length=1,
+        max_length=20,
+        description="Multiples of its rate to choose from, for each method, on held-out labels.",
     )
     probe: Probe = Field(default_factory=Probe, description="The linear probe.")
 
-    def epochs_of(self, count: int) -> int:
-        """For how many epochs an encoder is pre-trained on `count` images."""
-        if self.fixed_steps is None:
-            assert self.epochs is not None
-            return self.epochs
-        return max(1, round(self.fixed_steps / (count // min(self.batch, count))))
+    def steps_of(self, count: int) -> int:
+        """Steps of the longest pre-training on `count` images."""
+        if self.fixed_steps is not None:
+            return self.fixed_steps
+        assert self.epochs is not None
+        return self.epochs * epoch_steps(count, self.batch)
 
     @property
     def fixed_steps(self) -> int | None:
-        """How many steps every encoder is pre-trained for; None where it is `epochs` instead."""
+        """Steps of the longest pre-training of every method; None where `epochs` sets them."""
         if self.steps is None and self.epochs is not None:
             return None
         return self.steps or _STEPS
@@ -499,14 +541,21 @@ class Evaluate(Section):
         repeated = {
             "labelFractions": self.label_fractions,
             "seeds": self.seeds,
+            "selectionSeeds": self.selection_seeds,
             "architectures": self.architectures,
             "baselines": self.baselines,
+            "rateFactors": self.rate_factors,
+            "probe.ridges": self.probe.ridges,
             "tasks": [task.name for task in self.tasks],
         }
         for field, values in repeated.items():
             twice = sorted({str(v) for v in values if values.count(v) > 1})  # type: ignore[attr-defined]
             if twice:
                 raise _conflict(field, f"{', '.join(twice)} more than once", "each value once")
+        shared = sorted(set(self.seeds) & set(self.selection_seeds))
+        if shared:
+            found = ", ".join(str(seed) for seed in shared)
+            raise _conflict("selectionSeeds", found, "seeds that are not among evaluate.seeds, which choose nothing")
         return self
 
 
@@ -1105,6 +1154,15 @@ class ScheduledDistillation(BaseModel):
     metadata: ScheduledMetadata = Field(description="Name and labels.")
     spec: ScheduledDistillationSpec = Field(description="The settings.")
     status: dict[str, Any] | None = Field(None, exclude=True, description="Ignored: what a cluster reports.")
+
+
+def epoch_steps(count: int, batch: int) -> int:
+    """Steps of an epoch of `count` images: a last batch shorter than the rest counts, unless it is one image.
+
+    A single image gives batch norm nothing to normalise by at one pixel.
+    """
+    whole, rest = divmod(count, min(batch, count))
+    return whole + (rest > 1)
 
 
 def convnet_depth(image_size: int, depth: int | None) -> int:

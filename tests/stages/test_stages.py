@@ -15,11 +15,11 @@ from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.data.feed import Examples
+from limbeck.evaluation.scores import read_scores
 from limbeck.matching.experts import Experts
 from limbeck.nn.encoders import build_student, student_config
 from limbeck.nn.enlarging import Enlarging
 from limbeck.runner import Run
-from limbeck.scores import read_scores
 from limbeck.spec import Baseline, Targets
 from limbeck.ssl.teachers import load_teacher
 from tests.stages.command import limbeck  # noqa: F401 - a fixture

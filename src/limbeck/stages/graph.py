@@ -52,7 +52,7 @@ _OF_TRAJECTORIES = (  # settings of distill that krrSt does not look at
 )
 INGEST_VERSION = 2
 EXPERT_VERSION = 1  # of each expert that trajectories makes
-ENCODER_VERSION = 1  # of each encoder that evaluate makes
+ENCODER_VERSION = 2  # of each encoder that evaluate makes
 
 
 def _teacher(spec: DistillationSpec, images: int) -> dict[str, Any]:
@@ -103,7 +103,9 @@ def _evaluate(spec: DistillationSpec, images: int) -> dict[str, Any]:
     settings["steps"] = spec.evaluate.fixed_steps
     if settings["steps"] is not None:
         settings["epochs"] = None
-    settings["downsampling"] = spec.distill.downsampling  # with the selection's size, what rivals get
+    size = spec.source.image_size  # these three give the bytes that rivals get
+    settings["count"] = spec.distill.count(images, size)
+    settings["downsampling"], settings["pixels"] = spec.distill.downsampling, spec.distill.pixels
     if "fullSsl" in spec.evaluate.baselines:
         settings["ssl"] = objective_wire(spec.ssl_teacher)
     settings["baselineRate"] = spec.evaluate.baseline_rate or spec.trajectories.optimizer.rate
@@ -120,7 +122,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("trajectories", 1, ("dataset", "targets"), _trajectories),
     Stage("select", 1, ("dataset", "targets", "trajectories"), _select),
     Stage("distill", 2, ("dataset", "teacher", "targets", "trajectories", "select"), _distill),
-    Stage("evaluate", 1, ("dataset", "targets", "select", "distill", "tasks"), _evaluate),
+    Stage("evaluate", 2, ("dataset", "teacher", "targets", "select", "distill", "tasks"), _evaluate),
     Stage(
         "register",
         1,

@@ -7,9 +7,9 @@ import torch
 from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
+from limbeck.evaluation.scores import FILE, read_scores, recovered_gaps, summarize
 from limbeck.nn.pretraining import recipe_of
 from limbeck.redact import redact_strings
-from limbeck.scores import FILE, read_scores, recovered_gaps, summarize
 from limbeck.stages.task import StageTask
 
 

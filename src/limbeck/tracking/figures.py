@@ -14,10 +14,10 @@ from safetensors import safe_open
 from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import image_grid, viewable
+from limbeck.evaluation.scores import FILE as SCORES
+from limbeck.evaluation.scores import read_scores, recovered_gaps, summarize
 from limbeck.matching.experts import FILE as EXPERT
 from limbeck.matching.experts import LIST
-from limbeck.scores import FILE as SCORES
-from limbeck.scores import read_scores, recovered_gaps, summarize
 from limbeck.spec import DistillationSpec
 from limbeck.store import Result, Store
 from limbeck.tracking.comparison import named_figures
