@@ -22,6 +22,7 @@ def register(task: StageTask) -> None:
     DistilledSet(
         images=synthetic["images"],
         stored=synthetic["stored"],
+        pixel_type=spec.distill.pixels,
         targets=synthetic["targets"],
         mean=torch.from_numpy(dataset.mean),
         std=torch.from_numpy(dataset.std),
