@@ -64,15 +64,21 @@ def pretrain(
         seed: of the regression head's weights and of the order of the images.
         device: "cuda", "cpu", ...; by default CUDA where there is one.
         steps: steps of training, in place of the recipe's.
+
+    Raises:
+        InputError: the recipe's learning rate is not a positive number.
+        FloatingPointError: the training diverged.
     """
     from dataclasses import replace
 
     import torch
 
+    from limbeck.data.distilled_files import check_rate
     from limbeck.data.feed import Examples
     from limbeck.nn.pretraining import pretrain_encoder
     from limbeck.stages.task import pick_device
 
+    check_rate(distilled.recipe.rate, "distilled.recipe.rate")
     recipe = distilled.recipe if steps is None else replace(distilled.recipe, steps=steps)
     where = pick_device() if device is None else torch.device(device)
     examples = Examples.held(distilled.images, distilled.targets, where)

@@ -28,6 +28,7 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
         },
         "distill": {
             "downsampling": 1,
+            "pixels": "float32",
             "initialization": "highLoss",
             "iterations": 5000,
             "innerSteps": 40,

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.errors import InputError, WorkError
@@ -330,7 +331,7 @@ class Run:
                 images=len(distilled),
                 image_size=spec.source.image_size,
                 target_dimension=distilled.targets.shape[1],
-                learning_rate=distilled.recipe.rate,
+                learning_rate=load_tensors(self.results["distill"].path / "synthetic.safetensors")[0]["rate"].item(),
                 matching_loss_first=float(losses[:tenth].mean()),
                 matching_loss_last=float(losses[-tenth:].mean()),
                 path=location,

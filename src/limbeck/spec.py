@@ -274,6 +274,11 @@ class Distill(Section):
         "enlarged to source.imageSize for training: the same pixels hold more images, each with targets of its own. "
         "Rivals are given as many bytes, targets included.",
     )
+    pixels: Literal["uint8", "float32"] = Field(
+        "uint8",
+        description="How synthetic images are kept: as whole numbers 0 to 255, learned within that range, a byte each; "
+        "or as unbounded float32, four bytes each, as the paper's are.",
+    )
     initialization: Initialization = Field(
         "facilityLocation", description="Which real images the synthetic ones start from."
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from limbeck.data.distilled_files import RECORD, TENSORS
+from limbeck.data.distilled_files import RECORD, TENSORS, check_rate
 from limbeck.errors import InputError
 from limbeck.spec import DistillationSpec
 from limbeck.store import Identity, Result
@@ -173,6 +173,8 @@ def _form(folder: Path, uri: str, field: str) -> Form:
             shape = tuple(int(side) for side in tensors.get_slice("images").get_shape())
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(field, f"{uri}: {TENSORS}: {error}", "a version that limbeck registered") from None
+    rate = record["recipe"].get("rate") if isinstance(record.get("recipe"), dict) else None
+    check_rate(rate, f"{field}: {uri}")
     if len(shape) != 4:
         raise InputError(field, f"{uri}: images of shape {list(shape)}", "a version that limbeck registered")
     return Form(shape, record.get("imageSize", shape[-1]))

@@ -58,9 +58,13 @@ _TINY: dict[str, Any] = {
         ],
         "labelFractions": [0.1],
         "seeds": [0, 1],
+        "selectionSeeds": [7],
+        "rateFactors": [1.0],
+        "baselines": ["none", "random", "highLoss", "full"],
         "epochs": 2,
+        "curvePoints": 2,
         "batch": 64,
-        "probe": {"iterations": 20},
+        "probe": {"ridges": [0.01]},
     },
 }
 

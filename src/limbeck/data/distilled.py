@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -16,13 +16,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from limbeck.checkpoint import save_tensors
-from limbeck.data.distilled_files import PREVIEW, RECORD, TENSORS
+from limbeck.data.budget import set_bytes
+from limbeck.data.distilled_files import PREVIEW, RECORD, TENSORS, check_rate
+from limbeck.data.pixels import PixelGrid, unit_pixels, viewable
 from limbeck.errors import InputError
 from limbeck.nn.enlarging import Enlarging
 from limbeck.nn.pretraining import Recipe
 from limbeck.patience import patiently
 from limbeck.storage import PLAIN, Access
 from limbeck.store import data_folder, file_digest, json_digest
+
+_FORMATS = {"float32": 1, "uint8": 2}
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,14 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         targets: f32[m, d], what an encoder's head is trained to give.
         mean: f32[3], in [0, 1] units; normalise other images likewise before the pre-trained encoder sees them.
         std: f32[3], likewise.
-        recipe: the optimiser settings that the set was made for, its learned rate among them.
+        recipe: how an encoder is pre-trained on it: at the rate and for the steps that were best on held-out labels;
+            where it was not evaluated, at the learned rate.
         spec: the spec that made it, as in a file.
         lineage: digests of all that it was made from.
         evaluation: accuracies and recovered gaps, as in a run's summary.
         stored: f32[m, 3, r, r], the images as they are kept and saved, where they are smaller; they are enlarged to
             `images`.
+        pixel_type: how the kept images are saved: rounded to whole numbers 0 to 255, or as they are.
     """
 
     images: Tensor
@@ -51,32 +57,43 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     lineage: dict[str, str]
     evaluation: dict[str, Any]
     stored: Tensor | None = None
+    pixel_type: Literal["uint8", "float32"] = "float32"
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def kept(self) -> Tensor:
-        """The images as they are saved, f32[m, 3, r, r]."""
+        """The images as they are saved, but normalised, f32[m, 3, r, r]."""
         return self.images if self.stored is None else self.stored
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the kept pixels, the targets and the learning rate."""
+        pixel_bytes = 1 if self.pixel_type == "uint8" else 4
+        return set_bytes(len(self), self.kept.shape[-1], self.targets.shape[1], pixel_bytes)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.targets[index]
 
     def pixels(self, images: Tensor) -> Tensor:
         """Images normalised as this set's are, f32[m, 3, s, s], as one would look at them: in [0, 1]."""
-        return _pixels(images, self.mean, self.std)
+        return unit_pixels(images, self.mean, self.std)
 
     def viewable(self, images: Tensor) -> Tensor:
         """The same as uint8[m, 3, s, s]."""
         return viewable(images, self.mean, self.std)
 
     def save(self, folder: Path) -> None:
-        """Write the set into a folder: tensors, a JSON record that names their checksum, and a picture."""
-        tensors = {"images": self.kept, "targets": self.targets, "viewable": self.viewable(self.kept)}
-        save_tensors(folder / TENSORS, tensors)
+        """Write the set into a folder: tensors, a JSON record that names their checksum, and a picture.
+
+        Images that are kept in float32 are saved as uint8 as well, as `viewable`, for those who look at them.
+        """
+        seen = self.viewable(self.kept)
+        kept = {"images": seen} if self.pixel_type == "uint8" else {"images": self.kept, "viewable": seen}
+        save_tensors(folder / TENSORS, {**kept, "targets": self.targets})
         record = {
-            "format": 1,
+            "format": _FORMATS[self.pixel_type],
             "imageSize": self.images.shape[-1],
             "sha256": file_digest(folder / TENSORS),
             "mean": self.mean.tolist(),
@@ -97,7 +114,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         A result of a store, such as `gs://bucket/runs/register/KEY`, is read through its manifest.
 
         Raises:
-            InputError: there is no distilled set, or it is damaged.
+            InputError: there is no distilled set, or it is damaged, or nothing can be trained from it.
             WorkError: the storage does not answer.
         """
         where, whole = str(folder), "a whole copy of the set"
@@ -112,24 +129,43 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
                 raise InputError(where, f"{RECORD} was altered (its digest differs)", whole)
             if hashlib.sha256(data).hexdigest() != record["sha256"]:
                 raise InputError(where, f"{TENSORS} is damaged (sha256 differs)", whole)
-            tensors = safetensors.torch.load(data)
-            kept = tensors["images"].clone()
-            side = record.get("imageSize", kept.shape[-1])  # earlier sets are kept as they are seen
-            return cls(
-                images=Enlarging(kept.shape[-1], side, kept.device)(kept),
-                targets=tensors["targets"].clone(),
-                mean=torch.tensor(record["mean"]),
-                std=torch.tensor(record["std"]),
-                recipe=Recipe(**record["recipe"]),
-                spec=record["spec"],
-                lineage=record["lineage"],
-                evaluation=record["evaluation"],
-                stored=None if side == kept.shape[-1] else kept,
-            )
+            check_rate(record["recipe"]["rate"], where)
+            return _assembled(record, safetensors.torch.load(data))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise InputError(where, "no distilled set is there", f"a folder with {RECORD} and {TENSORS}") from None
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise InputError(where, f"the distilled set is damaged ({error})", whole) from None
+
+
+def _assembled(record: dict[str, Any], tensors: dict[str, Tensor]) -> DistilledSet:
+    """The set of a record and its tensors.
+
+    Raises:
+        ValueError: its format is unknown, or an image or a target is not finite.
+    """
+    if record.get("format", 1) not in _FORMATS.values():
+        raise ValueError(f"its format is {record['format']}, which a later limbeck wrote")
+    mean, std = torch.tensor(record["mean"]), torch.tensor(record["std"])
+    raw = tensors["images"]
+    whole = raw.dtype == torch.uint8
+    kept = PixelGrid(mean, std).normalised(raw) if whole else raw.clone()
+    targets = tensors["targets"].clone()
+    for name, values in (("images", kept), ("targets", targets)):
+        if not values.isfinite().all():
+            raise ValueError(f"its {name} are not finite")
+    side = record.get("imageSize", kept.shape[-1])  # earlier sets are kept as they are seen
+    return DistilledSet(
+        images=Enlarging(kept.shape[-1], side, kept.device)(kept),
+        targets=targets,
+        mean=mean,
+        std=std,
+        recipe=Recipe.read(record["recipe"], len(kept)),
+        spec=record["spec"],
+        lineage=record["lineage"],
+        evaluation=record["evaluation"],
+        stored=None if side == kept.shape[-1] else kept,
+        pixel_type="uint8" if whole else "float32",
+    )
 
 
 def _files(filesystem: Any, path: str) -> tuple[bytes, bytes]:
@@ -140,15 +176,6 @@ def _files(filesystem: Any, path: str) -> tuple[bytes, bytes]:
         path = data_folder(filesystem, path)
         record = filesystem.cat_file(f"{path}/{RECORD}")
     return record, filesystem.cat_file(f"{path}/{TENSORS}")
-
-
-def viewable(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Images f32[m, 3, s, s], normalised with mean f32[3] and std f32[3], as uint8[m, 3, s, s]."""
-    return _pixels(images, mean, std).mul(255.0).round().to(torch.uint8)
-
-
-def _pixels(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return (images * std[:, None, None] + mean[:, None, None]).clamp(0.0, 1.0)
 
 
 def image_grid(images: Tensor, columns: int = 10, scale: int = 4, gap: int = 2) -> Image.Image:

@@ -36,6 +36,13 @@ class Normalization:
     scale: Tensor
     shift: Tensor
 
+    @classmethod
+    def of(cls, mean: NDArray[np.float32], std: NDArray[np.float32], device: torch.device) -> Normalization:
+        """(x / 255 - mean) / std, with mean and std f32[3] in [0, 1] units."""
+        scale = torch.tensor(1.0 / (255.0 * std.astype(np.float64)), dtype=torch.float32)
+        shift = torch.tensor(-mean.astype(np.float64) / std, dtype=torch.float32)
+        return cls(_channels(scale, device), _channels(shift, device))
+
     def __call__(self, raw: Tensor) -> Tensor:
         """Images f32[..., 3, s, s] of bytes uint8[..., 3, s, s], in memory of their own."""
         return raw.float().mul_(self.scale).add_(self.shift)
@@ -117,10 +124,7 @@ class Examples:
         Raises:
             ValueError: there are not as many targets as images.
         """
-        scale = torch.tensor(1.0 / (255.0 * std.astype(np.float64)), dtype=torch.float32)
-        shift = torch.tensor(-mean.astype(np.float64) / std, dtype=torch.float32)
-        scaling = Normalization(_channels(scale, device), _channels(shift, device))
-        return cls._of_files(images, targets, scaling, device, way, say)
+        return cls._of_files(images, targets, Normalization.of(mean, std, device), device, way, say)
 
     @classmethod
     def _of_files(

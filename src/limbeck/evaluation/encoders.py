@@ -74,7 +74,7 @@ def train(task: StageTask, config: EncoderConfig, diet: Diet | SslDiet, factor: 
     """
     settings = task.spec.evaluate
     section: dict[str, Any] = {"encoder": config.wire(), "seed": seed, "diet": dict(diet.description)}
-    recipe, points = None, (SSL_POINT,)
+    recipe, points = None, tuple[int, ...]((SSL_POINT,))
     if isinstance(diet, Diet):
         recipe = recipe_of(task.spec, diet.rate * factor, len(diet.examples))
         points = curve_points(recipe.steps, settings.curve_points)

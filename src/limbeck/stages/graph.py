@@ -121,7 +121,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("targets", 2, ("dataset", "teacher"), _targets),
     Stage("trajectories", 1, ("dataset", "targets"), _trajectories),
     Stage("select", 1, ("dataset", "targets", "trajectories"), _select),
-    Stage("distill", 2, ("dataset", "teacher", "targets", "trajectories", "select"), _distill),
+    Stage("distill", 3, ("dataset", "teacher", "targets", "trajectories", "select"), _distill),
     Stage("evaluate", 2, ("dataset", "teacher", "targets", "select", "distill", "tasks"), _evaluate),
     Stage(
         "register",

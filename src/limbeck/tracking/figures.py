@@ -13,7 +13,8 @@ from safetensors import safe_open
 
 from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
-from limbeck.data.distilled import image_grid, viewable
+from limbeck.data.distilled import image_grid
+from limbeck.data.pixels import viewable
 from limbeck.evaluation.scores import FILE as SCORES
 from limbeck.evaluation.scores import read_scores, recovered_gaps, summarize
 from limbeck.matching.experts import FILE as EXPERT
