@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +19,13 @@ from torch.utils.data import DataLoader
 import limbeck as package
 from limbeck.checkpoint import load_tensors
 from limbeck.data.distilled import DistilledSet
+from limbeck.data.pixels import PixelGrid
 from limbeck.errors import InputError
 from limbeck.nn.encoders import EncoderConfig, build_encoder
+from limbeck.nn.enlarging import Enlarging
 from limbeck.nn.pretraining import Recipe
+from limbeck.store import json_digest
+from limbeck.warmstart import FIELD, _form
 from tests.stages.command import limbeck  # noqa: F401 - a fixture
 from tests.stages.tiny import (
     finished,  # noqa: F401 - a fixture
@@ -73,6 +80,89 @@ def test_the_file_holds_pictures_that_anyone_can_look_at(tmp_path):
     pixels = (before.images * before.std.view(3, 1, 1) + before.mean.view(3, 1, 1)).clamp(0, 1)
     torch.testing.assert_close(viewable / 255, pixels, atol=0.51 / 255, rtol=0)
     assert torch.equal(viewable, before.viewable(before.images))
+
+
+def whole_set(side: int = 4, shown: int = 8) -> DistilledSet:
+    """A set of whole pixels, kept at `side` and seen at `shown`."""
+    before = small_set()
+    raw = torch.randint(0, 256, (6, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    stored = PixelGrid(before.mean, before.std).normalised(raw)
+    images = Enlarging(side, shown, torch.device("cpu"))(stored)
+    return replace(before, images=images, stored=stored, pixel_type="uint8")
+
+
+@pytest.mark.parametrize("side", [4, 8])
+def test_whole_pixels_are_saved_as_bytes_and_loaded_bit_by_bit(tmp_path, side):
+    before = whole_set(side)
+    before.save(tmp_path)
+    saved = load_tensors(tmp_path / "distilled.safetensors")[0]
+    assert saved["images"].dtype == torch.uint8
+    assert {name: tuple(tensor.shape) for name, tensor in saved.items()} == {
+        "images": (6, 3, side, side),
+        "targets": (6, 5),
+    }
+    after = DistilledSet.load(tmp_path)
+    assert after.pixel_type == "uint8"
+    assert torch.equal(after.images, before.images)
+    assert torch.equal(after.kept, before.kept)
+    assert torch.equal(after.viewable(after.kept), saved["images"])
+    after.save(tmp_path / "again")
+    assert (tmp_path / "again" / "distilled.json").read_bytes() == (tmp_path / "distilled.json").read_bytes()
+
+
+def test_the_bytes_of_a_set_are_those_of_its_file_but_for_the_head_and_the_rate(tmp_path):
+    for name, made, expected in (
+        ("whole", whole_set(4), 6 * (3 * 16 + 5 * 4) + 4),
+        ("float", small_set(), 6 * (3 * 64 * 4 + 5 * 4) + 4),
+    ):
+        made.save(tmp_path / name)
+        assert made.nbytes == DistilledSet.load(tmp_path / name).nbytes == expected
+        tensors = load_tensors(tmp_path / name / "distilled.safetensors")[0]
+        assert sum(tensors[part].nbytes for part in ("images", "targets")) == expected - 4
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a set's record as one that was written so would be."""
+    path = folder / "distilled.json"
+    record = json.loads(path.read_text())
+    del record["digest"]
+    change(record)
+    path.write_text(json.dumps(record | {"digest": json_digest(record)}))
+
+
+@pytest.mark.parametrize(("rate", "found"), [(0.0, "0"), (-0.1, "-0.1"), ("fast", "'fast'"), (None, "None")])
+def test_a_set_whose_rate_trains_nothing_is_refused_where_it_is_read(tmp_path, rate, found):
+    small_set().save(tmp_path)
+    rewritten(tmp_path, lambda record: record["recipe"].update(rate=rate))
+    with pytest.raises(InputError) as caught:
+        package.load(str(tmp_path))
+    assert str(caught.value) == f"{tmp_path}: the learning rate is {found}; allowed: a positive number"
+    with pytest.raises(InputError, match=f"spec.distill.warmStart: models:/x/1: the learning rate is {found}; allowed"):
+        _form(tmp_path, "models:/x/1", FIELD)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, math.inf, math.nan])
+def test_a_set_whose_rate_trains_nothing_pre_trains_no_encoder(rate):
+    encoder = build_encoder(EncoderConfig("convnet", 8, 4, "instance", 1), 0)
+    with pytest.raises(InputError, match=f"distilled.recipe.rate: the learning rate is {rate:g}; allowed: a positive"):
+        package.pretrain(encoder, replace(small_set(), recipe=replace(RECIPE, rate=rate)), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["images", "targets"])
+def test_a_set_with_numbers_that_are_not_finite_is_refused(tmp_path, name):
+    before = small_set()
+    values = getattr(before, name).clone()
+    values.view(-1)[0] = math.nan
+    replace(before, **{name: values}).save(tmp_path)
+    with pytest.raises(InputError, match=f"the distilled set is damaged .its {name} are not finite"):
+        package.load(str(tmp_path))
+
+
+def test_a_set_of_a_later_format_is_refused(tmp_path):
+    small_set().save(tmp_path)
+    rewritten(tmp_path, lambda record: record.update(format=3))
+    with pytest.raises(InputError, match="its format is 3, which a later limbeck wrote"):
+        package.load(str(tmp_path))
 
 
 def test_it_is_a_dataset_for_a_data_loader():
@@ -205,6 +295,31 @@ def test_another_set_to_start_from_is_another_distillation(tmp_path, registered)
     second = run_tiny(tmp_path / "out", changes)
     assert [stage.name for stage in second.stages if not stage.reused] == ["distill", "evaluate", "register"]
     assert {s.name: s.digest for s in first.stages}["distill"] != {s.name: s.digest for s in second.stages}["distill"]
+
+
+def test_a_start_outside_the_range_of_pixels_is_brought_into_it(tmp_path, registered):
+    earlier = package.load(str(registered))
+    kept = earlier.images * 3.0  # as an earlier limbeck left them, in float32
+    replace(earlier, images=kept, stored=None, pixel_type="float32").save(tmp_path / "wild")
+    run_tiny(
+        tmp_path / "out", {"distill.warmStart": str(tmp_path / "wild"), "distill.iterations": 1, "evaluate.tasks": []}
+    )
+    (synthetic,) = (tmp_path / "out" / "distill").glob("*/synthetic.safetensors")
+    initial = load_tensors(synthetic)[0]["initial_images"]
+    assert torch.equal(earlier.viewable(initial), earlier.viewable(kept))
+    assert torch.equal(PixelGrid(earlier.mean, earlier.std).normalised(earlier.viewable(kept)), initial)
+
+
+def test_a_set_without_a_rate_to_start_from_is_one_line(limbeck, tmp_path, registered):
+    broken = Path(shutil.copytree(registered, tmp_path / "broken"))
+    rewritten(broken, lambda record: record["recipe"].update(rate=0.0))
+    changes = {"distill.warmStart": str(broken), "evaluate.tasks": []}
+    outcome = limbeck("run", write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", changes))
+    assert outcome.code == 2
+    assert (
+        f"spec.distill.warmStart: {broken}: the learning rate is 0; allowed: a positive number" in outcome.problems[-1]
+    )
+    assert "Traceback" not in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,26 @@ from limbeck.copies import Copies
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
-    """Write tensors (moved to the CPU) and JSON `values` to a safetensors file, atomically."""
+    """Write tensors (moved to the CPU) and JSON `values` to a safetensors file, atomically.
+
+    Raises:
+        OSError: the system refuses it, for a full disk say; nothing of the new file is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     metadata = {"values": json.dumps(dict(values), sort_keys=True)} if values is not None else None
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, partial, metadata)
-    with partial.open("rb") as handle:
-        os.fsync(handle.fileno())
-    partial.replace(path)
+    try:
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, partial, metadata)
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        number = re.search(r"\(os error ([0-9]+)\)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

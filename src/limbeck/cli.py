@@ -375,8 +375,11 @@ def main() -> None:
 
 def _in_words(error: Exception) -> str:
     """A line for what the system or a storage refuses; a traceback for what nobody has thought of."""
+    from limbeck.failures import full_disk, is_full
     from limbeck.patience import is_denied, is_transient, reason_of
 
+    if is_full(error):
+        return full_disk(error)
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"

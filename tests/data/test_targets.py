@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from limbeck.data import targets
 from limbeck.data.targets import FILE, STANDARDIZATION_FILE, open_targets, read_standardization, write_targets
 from limbeck.errors import InputError, WorkError
+from limbeck.interrupt import Stopped
 
 ROWS = (1e3 + 1e-1 * np.random.default_rng(0).standard_normal((100, 6))).astype(np.float32)  # a large offset
 
@@ -125,3 +126,18 @@ def test_a_dimension_that_does_not_vary_stays_without_infinities(tmp_path):
     rows[:, 2] = 7.0
     write_targets(tmp_path, 100, [rows], standardize=True, whitening=1.0)
     assert np.isfinite(open_targets(tmp_path)).all()
+
+
+@pytest.mark.parametrize("given", [{"standardize": True}, {"standardize": False, "components": 2}])
+def test_a_stop_ends_the_work_on_representations_after_a_block(tmp_path, given):
+    blocks = 0
+
+    def between() -> None:
+        nonlocal blocks
+        blocks += 1
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        write_targets(tmp_path, 100, [ROWS], **given, between=between)
+    assert blocks == 1
+    write_targets(tmp_path, 100, [ROWS], **given)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.data.feed import Examples
+from limbeck.interrupt import Stopped, StopRequest
 from limbeck.matching import selection
-from limbeck.matching.selection import facility_location, k_center, loss_scores, random_subset
+from limbeck.matching.selection import choose, facility_location, k_center, loss_scores, random_subset
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
 
@@ -126,3 +127,35 @@ def test_another_seed_chooses_another_subset_and_another_first_centre():
 )
 def test_all_can_be_chosen(choose):
     assert sorted(choose().tolist()) == list(range(9))
+
+
+@pytest.mark.parametrize("how", ["kCenter", "facilityLocation"])
+def test_a_stop_ends_a_choice_at_its_next_step(how):
+    steps = 0
+
+    def between() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise Stopped
+
+    points = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+    with pytest.raises(Stopped):
+        choose(how, points, torch.zeros(50), 20, 0, between)
+    assert steps == 3
+
+
+def test_a_stop_ends_the_scoring_after_a_batch():
+    request, batches = StopRequest(), 0
+
+    def between() -> None:
+        nonlocal batches
+        batches += 1
+        request.requested = batches == 2
+        request.check()
+
+    network = FlatNetwork(build_student(EncoderConfig("convnet", 8, 4, "instance", 1), 3, 0))
+    examples = Examples.held(torch.zeros(2000, 3, 8, 8), torch.zeros(2000, 3), torch.device("cpu"))
+    with pytest.raises(Stopped):
+        loss_scores(network, torch.zeros(network.parameter_count), examples, between)
+    assert batches == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ def write_targets(
     standardize: bool,
     components: int = 0,
     whitening: float = 0.0,
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the targets of a dataset, and what makes them of the representations.
 
@@ -48,6 +49,7 @@ def write_targets(
         standardize: whether to.
         components: k, at most d; 0 is d.
         whitening: from 0, the components as they vary, to 1, all of one variance.
+        between: called after every block of rows, once all of them are there.
 
     Raises:
         WorkError: a representation is not finite, or the disk is full.
@@ -58,11 +60,11 @@ def write_targets(
     center, scale = np.zeros(mapped.shape[1], np.float32), np.float32(1.0)
     if standardize:
         center, scale = moments.mean.astype(np.float32), np.float32(max(moments.deviation, 1e-12))
-        _standardize(mapped, center, scale)
+        _standardize(mapped, center, scale, between)
     made_by = {"center": torch.from_numpy(center), "scale": torch.tensor(float(scale))}
     if projected:
-        projection = _projection(mapped, components, whitening, to_unit=standardize)
-        _project(mapped, projection, partial)
+        projection = _projection(mapped, components, whitening, between, to_unit=standardize)
+        _project(mapped, projection, partial, between)
         made_by["projection"] = torch.from_numpy(projection)
         del mapped  # before its file
         raw.unlink()
@@ -88,18 +90,25 @@ def _written(path: Path, count: int, representations: Iterable[NDArray[np.float3
     return mapped, moments
 
 
-def _standardize(rows: Mapped, center: NDArray[np.float32], scale: np.float32) -> None:
+def _blocks(rows: Mapped | NDArray[np.float32], between: Callable[[], None]) -> Iterator[slice]:
+    """Slices over all rows; `between` is called after each."""
     for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
+        yield slice(start, start + _BLOCK)
+        between()
+
+
+def _standardize(rows: Mapped, center: NDArray[np.float32], scale: np.float32, between: Callable[[], None]) -> None:
+    for part in _blocks(rows, between):
+        block = rows[part]
         block -= center
         block /= scale
 
 
-def _project(rows: Mapped, projection: NDArray[np.float32], path: Path) -> None:
+def _project(rows: Mapped, projection: NDArray[np.float32], path: Path, between: Callable[[], None]) -> None:
     """Write rows f32[n, d] times the projection f32[d, k] to a file of that path."""
     targets = create_mapped(path, _TENSOR, (len(rows), projection.shape[1]), np.float32)
-    for start in range(0, len(rows), _BLOCK):
-        targets[start : start + _BLOCK] = rows[start : start + _BLOCK] @ projection
+    for part in _blocks(rows, between):
+        targets[part] = rows[part] @ projection
     targets.flush()
 
 
@@ -132,7 +141,9 @@ def read_standardization(folder: Path) -> Standardization:
     return Standardization(tensors["center"], tensors["scale"], tensors.get("projection"))
 
 
-def _projection(rows: NDArray[np.float32], components: int, whitening: float, *, to_unit: bool) -> NDArray[np.float32]:
+def _projection(
+    rows: NDArray[np.float32], components: int, whitening: float, between: Callable[[], None], *, to_unit: bool
+) -> NDArray[np.float32]:
     """The matrix f32[d, k] that takes rows f32[n, d] to their principal components, more or less of one variance.
 
     Eigenvalues are raised by a hundredth of their mean before anything is divided by them: dimensions that hardly vary
@@ -140,11 +151,11 @@ def _projection(rows: NDArray[np.float32], components: int, whitening: float, *,
     depend on the solver's choice of a sign.
     """
     mean = np.zeros(rows.shape[1])
-    for start in range(0, len(rows), _BLOCK):
-        mean += rows[start : start + _BLOCK].sum(0, dtype=np.float64) / len(rows)
+    for part in _blocks(rows, between):
+        mean += rows[part].sum(0, dtype=np.float64) / len(rows)
     covariance = np.zeros((rows.shape[1], rows.shape[1]))
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK].astype(np.float64) - mean
+    for part in _blocks(rows, between):
+        block = rows[part].astype(np.float64) - mean
         covariance += block.T @ block
     values, vectors = np.linalg.eigh(covariance / max(1, len(rows) - 1))
     kept = min(components or len(values), len(values))

@@ -15,6 +15,7 @@ from limbeck.data.plan import Plan
 from limbeck.data.sources import open_source
 from limbeck.data.workers import make_in_processes
 from limbeck.errors import InputError, WorkError
+from limbeck.failures import explained
 from limbeck.fanout.messages import FOLDER_MARK, Parts
 from limbeck.spec import DistillationSpec
 from limbeck.stages.task import Workshop
@@ -50,7 +51,7 @@ def make_parts(
         Stopped: it was asked for.
     """
     store = shop.store
-    with _folder(store, parts) as (folder, deliver):
+    with _folder(store, parts) as (folder, deliver), explained("ingest", folder):
         try:
             plan = Plan.of(
                 open_source(parts.uri, parts.format, Access.of(spec)),

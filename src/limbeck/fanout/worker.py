@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from ray.train import UserCallback
 
 from limbeck.errors import InputError, WorkError
+from limbeck.failures import explained
 from limbeck.fanout.messages import Failure, Job
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.progress import Bar
@@ -182,7 +183,7 @@ def _work(job: Job, store: Store, reporter: _Reporter, rank: int, ranks: int, cp
         return []
     if rank:
         reporter.silence()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, explained("distill", Path(folder)):
             distill(StageTask(job.spec, shop, inputs, Path(folder)))
         return []
 

@@ -22,14 +22,20 @@ _BLOCK = 1024  # points whose distances are computed at once, in the processor's
 
 
 @torch.no_grad()
-def loss_scores(network: FlatNetwork, theta: Tensor, examples: Examples) -> Tensor:
+def loss_scores(
+    network: FlatNetwork, theta: Tensor, examples: Examples, between: Callable[[], None] = lambda: None
+) -> Tensor:
     """Each image's mean squared error f32[n] to its target, on their device, under parameters theta f32[P].
 
     An expert keeps no running statistics, so a student with batch norm is scored with those of batches of about 512
-    images in the order of the dataset.
+    images in the order of the dataset. `between` is called after every batch.
     """
+    scores = list[Tensor]()
     with examples.feed(batches_of(len(examples), _BATCH)) as fed:
-        return torch.cat([(network(theta, images) - targets).square().mean(1) for images, targets in fed])
+        for images, targets in fed:
+            scores.append((network(theta, images) - targets).square().mean(1))
+            between()
+    return torch.cat(scores)
 
 
 def choose(
@@ -44,7 +50,7 @@ def choose(
     if how == "highLoss":
         return scores.argsort(descending=True, stable=True)[:size]
     if how == "kCenter":
-        return k_center(targets, size, seed)
+        return k_center(targets, size, seed, between)
     if how == "facilityLocation":
         return facility_location(targets, size, seed, between)
     return random_subset(len(targets), size, seed)
@@ -55,13 +61,14 @@ def random_subset(count: int, size: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, "subset"))[:size]
 
 
-def k_center(points: NDArray[np.float32], size: int, seed: int) -> Tensor:
+def k_center(points: NDArray[np.float32], size: int, seed: int, between: Callable[[], None] = lambda: None) -> Tensor:
     """Greedy k-centre (Gonzalez, 1985): each next index, i64[size], is the point farthest from those chosen.
 
     Args:
         points: f32[n, d], perhaps mapped; beside them only a number for each is kept.
         size: how many to choose, at most n.
         seed: of the first one.
+        between: called after every step.
 
     Raises:
         ValueError: `size` is larger than n.
@@ -74,6 +81,7 @@ def k_center(points: NDArray[np.float32], size: int, seed: int) -> Tensor:
         _lower(distance, points, np.array(points[chosen[-1]]))
         distance[chosen[-1]] = -1.0  # never again, even among equal points
         chosen.append(int(distance.argmax()))
+        between()
     return torch.tensor(chosen)
 
 

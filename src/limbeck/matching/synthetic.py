@@ -22,6 +22,9 @@ from limbeck.spec import Distill
 RATE_RANGE = 100.0
 """The learned rate stays between the start divided by this and the start times this."""
 
+LARGEST_STEP = 10.0
+"""No single step may multiply or divide the rate by more than this."""
+
 _AT_BOUND = 50  # iterations in a row after which a rate at a bound is a failure; a tenth of all, where that is less
 _STEPS = "distill.pixelStep, targetStep, rateStep or innerOptimizer.rate"
 _CPU = torch.device("cpu")
@@ -120,7 +123,7 @@ class SyntheticSet:
 
         Raises:
             DivergedError: the gradient or what it makes of the set is not finite, one step changed the rate by more
-                than `RATE_RANGE`, or the rate has been at a bound for too long.
+                than `LARGEST_STEP`, or the rate has been at a bound for too long.
         """
         parts = {"images": gradient.images, "targets": gradient.targets, "rate": gradient.rate}
         bad = _not_finite(parts)
@@ -153,9 +156,9 @@ class SyntheticSet:
         """Look at a step before it is projected, which would hide where it led; `before` is the earlier rho."""
         settings, after = self._settings, self._parameters["log_rate"].item()
         lower = f"lower spec.distill.rateStep (now {settings.rate_step:g})"
-        if not abs(after - before) <= math.log(RATE_RANGE):  # a rate that is not a number, too
+        if not abs(after - before) <= math.log(LARGEST_STEP):  # a rate that is not a number, too
             found = f"the inner learning rate from {math.exp(before):.3g} to {_exp(after):.3g}"
-            raise DivergedError(f"one step takes {found}; allowed: a factor of {RATE_RANGE:g}; {lower}")
+            raise DivergedError(f"one step takes {found}; allowed: a factor of {LARGEST_STEP:g}; {lower}")
         bad = _not_finite({name: tensor.detach() for name, tensor in self._parameters.items()})
         if bad is not None:
             what, field = ("images", "pixelStep") if bad == "images" else ("targets", "targetStep")

@@ -23,7 +23,7 @@ from limbeck.data.distilled import image_grid
 from limbeck.data.pixels import viewable
 from limbeck.errors import WorkError
 from limbeck.live import UNSEEN
-from limbeck.matching.synthetic import DivergedError, Snapshot, SyntheticSet
+from limbeck.matching.synthetic import LARGEST_STEP, DivergedError, Snapshot, SyntheticSet
 from limbeck.nn.encoders import build_student, student_config
 from limbeck.ranks import anyone, from_first, place
 from limbeck.stages.methods import Found, Method, choose_method
@@ -32,6 +32,7 @@ from limbeck.stages.task import StageTask
 from limbeck.threads import fitting_threads
 
 _PICTURES, _SHOWN = 10, 100  # pictures of a run, and how many images each shows at most
+_UNMOVED = 0.99  # matching loss
 
 
 def distill(task: StageTask) -> None:
@@ -57,6 +58,7 @@ def distill(task: StageTask) -> None:
     initial = synthetic.result
     history = _optimise(task, synthetic)
     result = synthetic.result
+    _check_progress(task, history, result)
     _check_training(task, result)
     if place()[0] == 0:
         _show(task, task.spec.distill.iterations, result.images)
@@ -166,6 +168,21 @@ class _State:
             tensors |= {"history": self.history[:iterations], **self._method.pack()}
             self._checkpoint.save(tensors, {"iterations": iterations, **values})
         stop.check()
+
+
+def _check_progress(task: StageTask, history: Tensor, result: Snapshot) -> None:
+    """Raise WorkError where the rate has fallen so far that students no longer move: a matching loss of one.
+
+    The loss of a student that stays where it is is exactly one. A set may end there without ever reaching a bound.
+    """
+    first, rate = history[0, 1].item(), result.rate.item()
+    loss = history[-max(1, len(history) // 10) :, 0].mean().item()
+    if task.spec.distill.method == "mkdt" and rate < first / LARGEST_STEP and loss > _UNMOVED:
+        step = task.spec.distill.rate_step
+        raise WorkError(
+            f"distill: the learning rate has fallen from {first:.3g} to {rate:.3g}, at which students do not move "
+            f"(matching loss {loss:.3f}; 1 is that of no training); lower spec.distill.rateStep (now {step:g})"
+        )
 
 
 def _check_training(task: StageTask, result: Snapshot) -> None:

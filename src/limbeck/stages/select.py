@@ -28,7 +28,7 @@ def select(task: StageTask) -> None:
     with shop.progress.bar("select", len(experts), "experts") as bar:
         for index in range(len(experts)):
             theta = experts.theta(index, 1).to(shop.device)
-            scores += loss_scores(network, theta, examples).cpu() / len(experts)
+            scores += loss_scores(network, theta, examples, shop.stop.check).cpu() / len(experts)
             bar.advance()
             shop.stop.check()
     size = spec.distill.count(len(examples), spec.source.image_size)

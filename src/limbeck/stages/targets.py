@@ -29,6 +29,7 @@ def targets(task: StageTask) -> None:
         standardize=settings.standardize,
         components=settings.components,
         whitening=settings.whitening,
+        between=task.shop.stop.check,
     )
 
 

@@ -15,6 +15,7 @@ from limbeck.data.dataset import ImageDataset
 from limbeck.data.feed import Examples
 from limbeck.data.targets import open_targets
 from limbeck.errors import WorkError
+from limbeck.failures import explained
 from limbeck.interrupt import StopRequest
 from limbeck.live import UNSEEN, Live
 from limbeck.measure import MemoryPeak
@@ -99,6 +100,9 @@ class Workshop:
 
         `work` fills the folder that it is given (in which a killed run's checkpoints may lie) and returns the other
         results, as stage/key, that its files point to.
+
+        Raises:
+            MachineError: the disk is full, or memory does not suffice; the line says what to do.
         """
         found = self.find(identity)
         if found is not None:
@@ -108,17 +112,18 @@ class Workshop:
             found = self.find(identity)  # another process may have finished it meanwhile
             if found is not None:
                 return found, True
-            with MemoryPeak() as peak:
-                refers = work(scratch)
-            made = Made(
-                seconds=round(peak.seconds, 3),
-                peak_memory_bytes=peak.resident_bytes,
-                peak_device_memory_bytes=peak.device_bytes,
-                device=device_name(self.device),
-                limbeck_version=__version__,
-                torch_version=torch.__version__,
-            )
-            return self.store.commit(identity, scratch, made, refers), False
+            with explained(identity.stage, scratch):
+                with MemoryPeak() as peak:
+                    refers = work(scratch)
+                made = Made(
+                    seconds=round(peak.seconds, 3),
+                    peak_memory_bytes=peak.resident_bytes,
+                    peak_device_memory_bytes=peak.device_bytes,
+                    device=device_name(self.device),
+                    limbeck_version=__version__,
+                    torch_version=torch.__version__,
+                )
+                return self.store.commit(identity, scratch, made, refers), False
 
 
 @dataclass(frozen=True)
