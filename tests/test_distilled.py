@@ -34,7 +34,7 @@ from tests.stages.tiny import (
     write_tiny,
 )
 
-RECIPE = Recipe(rate=0.05, epochs=2, batch=4, momentum=0.9, weight_decay=1e-4)
+RECIPE = Recipe(rate=0.05, steps=6, batch=4, momentum=0.9, weight_decay=1e-4)
 
 
 def small_set() -> DistilledSet:

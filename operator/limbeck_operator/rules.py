@@ -88,6 +88,12 @@ RULES: dict[str, list[Rule]] = {
         ),
         Rule("self.method != 'krrSt' || self.pairs == 1", "pairs: 1 with method krrSt, which has no pairs"),
     ],
+    "Evaluate": [
+        Rule(
+            "!self.seeds.exists(seed, seed in self.selectionSeeds)",
+            "selectionSeeds: seeds that are not among evaluate.seeds, which choose nothing",
+        )
+    ],
     "Toleration": [
         Rule("self.operator != 'Exists' || !has(self.value)", "value: no value with operator Exists"),
         Rule("self.operator != 'Equal' || has(self.key)", "key: a key, or operator Exists"),
@@ -179,4 +185,4 @@ RULES: dict[str, list[Rule]] = {
     ],
 }
 # whose validators say that nothing stands twice: sets, and maps by name
-BY_LIST_TYPE = {"Evaluate", "RayCluster", "StorageOptions"}
+BY_LIST_TYPE = {"RayCluster", "StorageOptions"}

@@ -469,7 +469,7 @@ class Evaluate(Section):
     selection_seeds: list[Seed] = Field(
         default_factory=lambda: [1000, 1001, 1002],
         min_length=1,
-        max_length=1000,
+        max_length=100,
         description="Seeds of the encoders that choose each method's rate and steps and decide about the champion, on "
         "held-out labels; a champion needs at least 3.",
     )

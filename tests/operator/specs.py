@@ -103,7 +103,13 @@ CASES = [
     Case({"preset": "paper", "trajectories": {"epochs": 3}}),
     Case({"preset": "paper", "trajectories": {"epochs": 2}}, "epochs"),
     Case({"preset": "paper", "trajectories": {"epochs": 2}, "distill": {"maxStartEpoch": 1}}),
-    Case({"evaluate": {"baselines": ["none", "random", "highLoss", "kCenter", "facilityLocation", "full", "fullSsl"]}}),
+    Case(
+        {
+            "evaluate": {
+                "baselines": ["none", "start", "random", "highLoss", "kCenter", "facilityLocation", "full", "fullSsl"]
+            }
+        }
+    ),
     Case({"trajectories": {"epochs": 4}}),
     Case({"trajectories": {"epochs": 3}}, "epochs"),
     Case({"trajectories": {"epochs": 5}, "distill": {"maxStartEpoch": 5}}),
@@ -166,6 +172,10 @@ CASES = [
     Case({"trajectories": {"batch": 1}, "distill": {"innerBatch": 1, "size": 1}}),
     Case({"evaluate": {"seeds": [0, 1]}}),
     Case({"evaluate": {"seeds": [0, 0]}}, "seeds"),
+    Case({"evaluate": {"seeds": [0, 1], "selectionSeeds": [2, 3]}}),
+    Case({"evaluate": {"seeds": [0, 1], "selectionSeeds": [1, 2]}}, "selectionSeeds"),
+    Case({"evaluate": {"rateFactors": [1.0, 1.0]}}, "rateFactors"),
+    Case({"evaluate": {"probe": {"ridges": [0.1, 0.1]}}}, "ridges"),
     Case({"evaluate": {"seeds": []}}, "seeds"),
     Case({"evaluate": {"labelFractions": [0.1, 0.1]}}, "labelFractions"),
     Case({"evaluate": {"labelFractions": [1.5]}}, "labelFractions"),

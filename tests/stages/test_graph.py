@@ -31,7 +31,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("trajectories.sharpnessRadius", 0.1, {"trajectories"}),
     ("trajectories.optimizer", {"momentum": 0.5}, {"trajectories"}),
     ("trajectories.optimizer", {"rate": 0.2}, {"trajectories", "evaluate"}),  # also the baselines' rate
-    ("distill.size", 11, {"select"}),  # for the rest, the selection's digest tells it
+    ("distill.size", 11, {"select", "evaluate"}),  # for the rest, the selection's digest tells it
     ("distill.initialization", "kCenter", {"select"}),
     ("distill.iterations", 9, {"distill"}),
     ("distill.innerSteps", 4, {"distill"}),
@@ -45,7 +45,12 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("evaluate.seeds", [5], {"evaluate"}),
     ("evaluate.width", 8, {"evaluate"}),
     ("evaluate.steps", 8, {"evaluate"}),
-    ("evaluate.probe", {"regularization": 0.1}, {"evaluate"}),
+    ("evaluate.probe", {"ridges": [0.1]}, {"evaluate"}),
+    ("evaluate.selectionSeeds", [8], {"evaluate"}),
+    ("evaluate.rateFactors", [1.0, 2.0], {"evaluate"}),
+    ("evaluate.curvePoints", 3, {"evaluate"}),
+    ("evaluate.heldOut", 0.3, {"evaluate"}),
+    ("distill.pixels", "float32", {"distill", "evaluate"}),
     ("evaluate.baselineRate", 0.01, {"evaluate"}),
     ("registry.name", "digits", set()),
 ]
@@ -90,7 +95,7 @@ def test_the_same_setting_said_in_another_way_shapes_nothing():
     assert shaped({"trajectories.epochs": 3}) == EVERYWHERE
     assert shaped({"evaluate.baselineRate": 0.1}) == EVERYWHERE
     evaluate = next(stage for stage in STAGES if stage.name == "evaluate")
-    said = [{"evaluate.epochs": epochs, "evaluate.steps": steps} for epochs, steps in ((None, None), (7, 1000))]
+    said = [{"evaluate.epochs": epochs, "evaluate.steps": steps} for epochs, steps in ((None, None), (7, 4000))]
     first, second = (evaluate.settings(spec(changes), 200) for changes in said)
     assert first == second
 

@@ -58,7 +58,7 @@ _TINY: dict[str, Any] = {
         ],
         "labelFractions": [0.1],
         "seeds": [0, 1],
-        "selectionSeeds": [7],
+        "selectionSeeds": [77],
         "rateFactors": [1.0],
         "baselines": ["none", "random", "highLoss", "full"],
         "epochs": 2,
