@@ -276,13 +276,23 @@ def _image_page(result: Result, dataset: Result) -> str:
 
 
 def _accuracies(result: Result) -> str:
+    from limbeck.cli_table import percent_of_labels, steps_of
     from limbeck.evaluation.scores import FILE, read_scores, summarize
 
     rows = [
-        (a.task, a.architecture, a.method, f"{a.label_fraction:g}", f"{100 * a.mean:.1f} ± {100 * a.deviation:.1f}")
+        (
+            a.task,
+            a.architecture,
+            a.method,
+            percent_of_labels(a.label_fraction),
+            f"{100 * a.mean:.1f} ± {100 * a.deviation:.1f}",
+            steps_of(a),
+            "-" if a.rate is None else f"{a.rate:.4g}",
+        )
         for a in summarize(read_scores(result.path / FILE))
     ]
-    return markdown_table(("task", "architecture", "pre-trained on", "labels", "accuracy, %"), rows) + "\n"
+    heads = ("task", "architecture", "pre-trained on", "labels", "accuracy, %", "steps", "rate")
+    return markdown_table(heads, rows) + "\n"
 
 
 def _card(summary: Summary) -> str:
@@ -292,14 +302,21 @@ def _card(summary: Summary) -> str:
 
 def _outcome_of(summary: Summary) -> dict[str, Any]:
     """What a person wants to know first, as Kubeflow lists it."""
+    from limbeck.cli_table import difference_line, percent_of_labels
+
     found: dict[str, Any] = {
         "images": summary.distilled.images,
         "sourceImages": summary.source.images,
         "distilledSet": redact_url(summary.distilled.path),
     }
+    if summary.distilled.bytes is not None:
+        found["bytes"] = summary.distilled.bytes
     for gap in summary.recovered_gaps:
         if gap.value is not None:
-            found[f"recoveredGap {gap.task} {gap.architecture} {gap.label_fraction:g}"] = round(gap.value, 4)
+            labels = percent_of_labels(gap.label_fraction)
+            found[f"recoveredGap {gap.task} {gap.architecture} {labels}"] = round(gap.value, 4)
+    if summary.differences:
+        found["difference"] = difference_line(summary)
     if summary.registered is not None:
         registered = summary.registered
         found |= {"registered": f"models:/{registered.name}/{registered.version}", "decision": registered.decision}

@@ -19,6 +19,7 @@ from limbeck.cli_operator import definitions, operator, trigger, validate_schedu
 from limbeck.cli_pipeline import pipeline
 from limbeck.cli_registry import registry, ui
 from limbeck.cli_store import store
+from limbeck.cli_table import print_summary
 from limbeck.errors import InputError, WorkError
 from limbeck.redact import redact_url
 from limbeck.version import __version__
@@ -107,7 +108,7 @@ def run(
     if json:
         typer.echo(summary.model_dump_json(by_alias=True, indent=2))
     else:
-        _print_summary(summary, store.url)
+        print_summary(summary, store.url)
 
 
 @app.command()
@@ -203,7 +204,7 @@ def demo(
     with as_file(files("limbeck") / "examples" / "digits.yaml") as path:
         specfile = read_spec(path, [f"output.uri={output}"])
     summary, store = _run(specfile, f"limbeck demo --output {output}")
-    _print_summary(summary, store.url)
+    print_summary(summary, store.url)
 
 
 @app.command()
@@ -218,7 +219,7 @@ def report(
     store = Store(output)
     summary = read_summary(store, name)
     write_report(store, summary)
-    _print_summary(summary, output)
+    print_summary(summary, output)
 
 
 @app.command()
@@ -306,46 +307,6 @@ def _again(command: str, spec: Path, overrides: list[str], workers: int | None) 
     if workers is not None:
         options += ["--workers", str(workers)]
     return shlex.join(["limbeck", *command.split(), str(spec), *options])
-
-
-def _print_summary(summary: Summary, output: str) -> None:
-    """The accuracies as a table, the recovered gaps, and where to look."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, soft_wrap=True)
-    settings = dict.fromkeys((entry.task, entry.architecture) for entry in summary.accuracies)
-    for task, architecture in settings:
-        cells = [e for e in summary.accuracies if (e.task, e.architecture) == (task, architecture)]
-        fractions = list(dict.fromkeys(cell.label_fraction for cell in cells))
-        seeds = len(cells[0].seeds)
-        table = Table(title=f"{task}, {architecture}: linear-probe accuracy in %, mean ± deviation over {seeds} seeds")
-        table.add_column("pre-trained on")
-        for fraction in fractions:
-            table.add_column(f"{fraction:.4g} of labels", justify="right")
-        for method in dict.fromkeys(cell.method for cell in cells):
-            row = {
-                c.label_fraction: f"{100 * c.mean:.1f} ± {100 * c.deviation:.1f}" for c in cells if c.method == method
-            }
-            table.add_row(method, *(row[fraction] for fraction in fractions))
-        gaps = {
-            gap.label_fraction: "-" if gap.value is None else f"{gap.value:.2f}"
-            for gap in summary.recovered_gaps
-            if (gap.task, gap.architecture) == (task, architecture)
-        }
-        if gaps:
-            table.add_row("recovered gap", *(gaps[fraction] for fraction in fractions))
-        console.print(table)
-    if not summary.accuracies:
-        console.print("Nothing was evaluated: the spec has no evaluate.tasks.")
-    console.print(f"distilled set  {summary.distilled.path}", markup=False)
-    if summary.registered is not None:
-        registered = summary.registered
-        champion = ", the champion" if registered.champion else ""
-        console.print(f"registered     {registered.name}, version {registered.version}{champion}", markup=False)
-    console.print(f"report         {output.rstrip('/')}/runs/{summary.name}/{summary.links['report']}", markup=False)
-    if "mlflowRun" in summary.links:
-        console.print(f"in MLflow      {summary.links.get('mlflow', 'limbeck ui shows it')}", markup=False)
 
 
 def _note(line: str) -> None:

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy import stats
 from sklearn.datasets import load_digits
 
 from limbeck.report import ReportData, render_report
 from limbeck.summary import (
     Accuracy,
+    CurvePoint,
+    Difference,
     DistilledSummary,
     RecoveredGap,
     SourceSummary,
@@ -26,11 +29,14 @@ from limbeck.summary import (
 MEANS = {  # method -> accuracy with 1 %, 5 %, 10 %, 50 % of the labels
     "full": (0.512, 0.743, 0.816, 0.921),
     "distilled": (0.421, 0.655, 0.748, 0.886),
+    "start": (0.389, 0.622, 0.731, 0.879),
     "highLoss": (0.371, 0.598, 0.702, 0.861),
     "random": (0.355, 0.611, 0.717, 0.872),
     "none": (0.302, 0.540, 0.655, 0.838),
 }
 FRACTIONS = (0.01, 0.05, 0.1, 0.5)
+STEPS = (125, 250, 500, 1000, 2000, 4000)
+BEST_STEPS = {"full": 4000, "distilled": 1000, "start": 500}  # 2,000 for the others
 SPEC = {
     "apiVersion": "limbeck.dev/v1alpha1",
     "kind": "Distillation",
@@ -49,47 +55,110 @@ def accuracies(
     architecture: str = "convnet",
     fractions: Sequence[float] = FRACTIONS,
     seeds: int = 5,
+    earlier: bool = False,
 ) -> list[Accuracy]:
+    """Accuracies with these means; `earlier` as a version without curves, rates and bytes wrote them."""
     rng = np.random.default_rng(0)
     found = []
     for method, of_method in means.items():
         for label_fraction, mean in zip(fractions, of_method, strict=False):
-            values = mean + rng.normal(0, 0.012, seeds)
-            values = values - values.mean() + mean
-            found.append(
-                Accuracy(
-                    task=task,
-                    architecture=architecture,
-                    method=method,
-                    label_fraction=label_fraction,
-                    labels=round(1797 * label_fraction),
-                    mean=mean,
-                    deviation=float(values.std(ddof=1)) if seeds > 1 else 0.0,
-                    values=values.tolist(),
-                    seeds=list(range(seeds)),
-                )
+            noise = rng.normal(0, 0.012, seeds)
+            noise = noise - noise.mean()
+            accuracy = Accuracy(
+                task=task,
+                architecture=architecture,
+                method=method,
+                label_fraction=label_fraction,
+                labels=round(1797 * label_fraction),
+                **_over_seeds(mean, noise),
+                seeds=list(range(seeds)),
             )
+            found.append(accuracy if earlier else accuracy.model_copy(update=_protocol(method, mean, noise)))
     return found
+
+
+def _over_seeds(mean: float, noise: npt.NDArray[np.float64]) -> dict[str, Any]:
+    deviation = float(noise.std(ddof=1)) if len(noise) > 1 else 0.0
+    return {"mean": mean, "deviation": deviation, "values": (mean + noise).tolist()}
+
+
+def _protocol(method: str, mean: float, noise: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """How a method was pre-trained: its accuracy is `mean` at its best steps, and lower before and after."""
+    held_out = [mean - 0.01, mean + 0.01]
+    selection = {"selection_seeds": [100, 101], "held_out": held_out}
+    if method == "none":
+        return selection
+    if method == "fullSsl":
+        return selection | {"images": 1797}
+    best = BEST_STEPS.get(method, 2000)
+    curve = [
+        CurvePoint(steps=steps, held_out=held_out, **_over_seeds(mean - 0.02 * abs(np.log2(steps / best)), noise))
+        for steps in STEPS
+    ]
+    size = {"images": 1797, "bytes": 805_056} if method.startswith("full") else {"images": 28, "bytes": 12_544}
+    return selection | size | {"steps": best, "rate": 0.05, "curve": curve}
 
 
 def gaps(of: Sequence[Accuracy]) -> list[RecoveredGap]:
     """The recovered gaps, by the definition in `limbeck.summary`."""
-    means = {(a.task, a.architecture, a.label_fraction, a.method): a.mean for a in of}
+    cells = {(a.task, a.architecture, a.label_fraction, a.method): a for a in of}
     found = []
-    for *setting, method in means:
-        here = {m: means.get((*setting, m)) for m in ("distilled", "random", "full")}
-        if method != "distilled" or None in here.values():
+    for *setting, method in cells:
+        here = [cells.get((*setting, m)) for m in ("distilled", "random", "full")]
+        if method != "distilled" or None in here:
             continue
-        whole = here["full"] - here["random"]
+        steps = here[0].steps
+        after = [next((p.mean for p in a.curve if p.steps == steps), None) for a in here]
         found.append(
             RecoveredGap(
                 task=setting[0],
                 architecture=setting[1],
                 label_fraction=setting[2],
-                value=(here["distilled"] - here["random"]) / whole if whole > 0 else None,
+                value=_gap(*(a.mean for a in here)),
+                equal_steps=steps,
+                equal_steps_value=None if None in after else _gap(*after),
             )
         )
     return found
+
+
+def _gap(distilled: float, random: float, full: float) -> float | None:
+    return (distilled - random) / (full - random) if full > random else None
+
+
+def differences(of: Sequence[Accuracy]) -> list[Difference]:
+    """The differences paired by seed, by setting and over all."""
+    cells = {(a.task, a.architecture, a.label_fraction, a.method): np.array(a.values) for a in of}
+    found = []
+    for rival in ("random", "start"):
+        pairs = {
+            setting: cells[*setting, "distilled"] - cells[*setting, rival]
+            for *setting, method in cells
+            for setting in [tuple(setting)]
+            if method == rival and (*setting, "distilled") in cells
+        }
+        if pairs:
+            pairs[None, None, None] = np.mean(list(pairs.values()), axis=0)
+        found += [_difference(rival, setting, values) for setting, values in pairs.items()]
+    return found
+
+
+def _difference(against: str, setting: Sequence[Any], values: npt.NDArray[np.float64]) -> Difference:
+    low = high = None
+    if len(values) > 1:
+        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+        low, high = values.mean() - half, values.mean() + half
+    task, architecture, label_fraction = setting
+    return Difference(
+        against=against,
+        task=task,
+        architecture=architecture,
+        label_fraction=label_fraction,
+        mean=values.mean(),
+        low=low,
+        high=high,
+        seeds=len(values),
+    )
 
 
 def stages(*, device_memory: int = 0) -> list[StageSummary]:
@@ -154,6 +223,7 @@ def make(
         "spec": SPEC,
     } | summary
     settings.setdefault("recovered_gaps", gaps(settings["accuracies"]))
+    settings.setdefault("differences", differences(settings["accuracies"]))
     of_source = {
         "uri": "s3://datasets/digits",
         "fingerprint": "sha256:" + "4f" * 32,
@@ -169,6 +239,7 @@ def make(
         "matching_loss_first": 0.912,
         "matching_loss_last": 0.561,
         "path": "s3://results/distill/3f1c",
+        "bytes": 12_544,
     }
     return ReportData(
         summary=Summary(

@@ -9,9 +9,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from limbeck.redact import redact_strings
 from limbeck.report import wording
-from limbeck.report.charts import Chart, accuracy_chart, history_chart
+from limbeck.report.charts import accuracy_chart, history_chart
+from limbeck.report.curves import curve_chart
 from limbeck.report.data import ReportData
-from limbeck.report.evaluation import SMALL_METHODS, Setting, method_name, settings_of
+from limbeck.report.drawing import Chart, short_name
+from limbeck.report.evaluation import (
+    RISING,
+    RIVALS,
+    SMALL_METHODS,
+    Setting,
+    may_still_rise,
+    method_name,
+    overall,
+    settings_of,
+)
 from limbeck.report.pictures import SHOWN_REAL, display_width, pictures_of, png_data_uri
 from limbeck.report.verdict import headline_of, verdict_of
 from limbeck.summary import Summary
@@ -30,10 +41,17 @@ class KeyFigure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A setting with its chart."""
+    """A setting with its charts.
+
+    Attributes:
+        setting: The task and architecture.
+        chart: Accuracy over label fraction, or by method.
+        curves: Label fraction -> accuracy over steps; without those that have no such chart.
+    """
 
     setting: Setting
     chart: Chart
+    curves: dict[float, Chart]
 
 
 def render_report(data: ReportData) -> str:
@@ -56,10 +74,8 @@ def render_report(data: ReportData) -> str:
             summary=summary,
             verdict=verdict_of(summary),
             key_figures=key_figures(summary),
-            evaluations=[
-                Evaluation(setting, accuracy_chart(setting, f"accuracy-{i}"))
-                for i, setting in enumerate(settings_of(summary), 1)
-            ],
+            evaluations=[_evaluation(setting, i) for i, setting in enumerate(settings_of(summary), 1)],
+            differences=[d for d in (overall(summary, rival) for rival in RIVALS) if d is not None],
             pictures=pictures_of(data.synthetic, data.initial),
             real=[png_data_uri(image) for image in data.real[:SHOWN_REAL]],
             picture_width=display_width(summary.distilled.image_size),
@@ -76,19 +92,28 @@ def render_report(data: ReportData) -> str:
     )
 
 
+def _evaluation(setting: Setting, position: int) -> Evaluation:
+    curves = {f: curve_chart(setting, f, f"curve-{position}-{i}") for i, f in enumerate(setting.labels, 1)}
+    return Evaluation(
+        setting,
+        accuracy_chart(setting, f"accuracy-{position}"),
+        {label_fraction: chart for label_fraction, chart in curves.items() if chart is not None},
+    )
+
+
 def key_figures(summary: Summary) -> list[KeyFigure]:
     """The figures at the top of the page, the recovered gap first where there is one."""
     distilled, source = summary.distilled, summary.source
-    size = distilled.image_size
-    share = f"{wording.fraction(distilled.images / source.images)} of " if source.images else "from "
+    pixels = f"{distilled.image_size} by {distilled.image_size} pixels"
+    stored = "" if distilled.bytes is None else f"{wording.size(distilled.bytes)} as stored: "
     return [
         *_gap_figures(summary),
         KeyFigure(
             "Synthetic set",
             wording.count(distilled.images, "image"),
-            f"of {size} by {size} pixels, with {distilled.target_dimension}-dimensional targets",
+            f"{stored}{pixels}, {distilled.target_dimension}-dimensional targets",
         ),
-        KeyFigure("Source", wording.count(source.images, "image"), f"the synthetic set is {share}it"),
+        KeyFigure("Source", wording.count(source.images, "image"), _share_of_source(summary)),
         KeyFigure("Learned rate", wording.number(distilled.learning_rate), "the step size to pre-train with"),
         KeyFigure(
             "Matching loss",
@@ -97,6 +122,17 @@ def key_figures(summary: Summary) -> list[KeyFigure]:
         ),
         KeyFigure("Total time", wording.duration(summary.seconds), f"on {summary.device}"),
     ]
+
+
+def _share_of_source(summary: Summary) -> str:
+    """How much of the source the synthetic set is, in bytes with targets; in images where bytes are not known."""
+    distilled, source = summary.distilled, summary.source
+    whole = next((a.bytes for a in summary.accuracies if a.method == "full" and a.bytes), None)
+    if whole is not None and distilled.bytes is not None:
+        share = wording.fraction(distilled.bytes / whole)
+        return f"{wording.size(whole)} with their targets; the synthetic set is {share} of that"
+    share = f"{wording.fraction(distilled.images / source.images)} of " if source.images else "from "
+    return f"the synthetic set is {share}it"
 
 
 def _gap_figures(summary: Summary) -> list[KeyFigure]:
@@ -109,7 +145,12 @@ def _gap_figures(summary: Summary) -> list[KeyFigure]:
         distilled = setting.cells["distilled", headline.label_fraction]
         figures = [KeyFigure("Accuracy, distilled", wording.percent(distilled.mean, 1), where)]
     else:
-        figures = [KeyFigure("Recovered gap", wording.percent(headline.gap), where)]
+        gap = setting.gaps[headline.label_fraction]
+        best = "" if gap.equal_steps_value is None else ", each method at its best steps"
+        figures = [KeyFigure("Recovered gap", wording.percent(headline.gap), where + best)]
+        if gap.equal_steps is not None and gap.equal_steps_value is not None:
+            note = f"there, all methods after {wording.count(gap.equal_steps, 'step')}"
+            figures.append(KeyFigure("Recovered gap, equal steps", wording.percent(gap.equal_steps_value), note))
     gaps = [gap.value for gap in summary.recovered_gaps if gap.value is not None]
     if len(gaps) > 1:
         settings = f"over {len(gaps)} settings"
@@ -137,10 +178,21 @@ def _environment() -> Environment:
         wording.duration,
         wording.memory,
         wording.words,
+        wording.size,
+        wording.points,
+        wording.thousands,
+        wording.listing,
+        may_still_rise,
+        method_name,
+        short_name,
     ):
         environment.filters[function.__name__] = function
-    environment.filters["method_name"] = method_name
-    environment.globals["absent"] = wording.ABSENT
+    environment.globals |= {
+        "absent": wording.ABSENT,
+        "minus": wording.MINUS,
+        "rising": RISING,
+        "interval": wording.interval,
+    }
     return environment
 
 

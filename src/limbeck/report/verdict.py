@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from limbeck.report.evaluation import Setting, settings_of
-from limbeck.report.wording import count, fraction, percent
-from limbeck.summary import Accuracy, Summary
+from limbeck.report.evaluation import RIVALS, Setting, is_above, may_still_rise, method_name, overall, settings_of
+from limbeck.report.wording import count, fraction, gain, listing, percent
+from limbeck.summary import Accuracy, Difference, Summary
 
 _SINGULAR = {
     "do": "does",
@@ -15,6 +15,7 @@ _SINGULAR = {
     "recover": "recovers",
     "stand": "stands",
 }
+_RIVAL_NAMES = {"start": "what it started from", "random": "a random subset"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Headline:
 
     @property
     def gap(self) -> float | None:
-        """The recovered gap there; None where it is not defined or was not measured."""
-        return self.setting.gaps.get(self.label_fraction)
+        """The recovered gap there, every method at its own plateau; None where not defined or not measured."""
+        gap = self.setting.gaps.get(self.label_fraction)
+        return None if gap is None else gap.value
 
 
 def headline_of(summary: Summary) -> Headline | None:
@@ -62,8 +64,26 @@ def verdict_of(summary: Summary) -> Verdict:
     headline = headline_of(summary)
     if headline is None:
         return Verdict(_unevaluated(summary))
-    remarks = (_over_all_settings(summary), _spread(headline))
-    return Verdict(_sentence(summary, headline), tuple(remark for remark in remarks if remark))
+    sentence = _sentence(summary, headline)
+    remarks = [*_over_all_settings(summary), _alone(summary, headline), _rising(headline)]
+    failures = _failures(summary)
+    if failures:
+        remarks.insert(0, sentence)
+        sentence = failures
+    return Verdict(sentence, tuple(remark for remark in remarks if remark))
+
+
+def _failures(summary: Summary) -> str:
+    """The rivals that the distilled set is not above by the interval, over all settings; empty where there is none."""
+    failures: list[str] = []
+    for rival in RIVALS:
+        difference = overall(summary, rival)
+        if difference is not None and not is_above(difference):
+            subject = "It" if failures else "This set"
+            verb = "is not" if difference.mean <= 0 or difference.low is not None else "is not shown to be"
+            better = "is worse than" if difference.high is not None and difference.high < 0 else f"{verb} better than"
+            failures.append(f"{subject} {better} {_RIVAL_NAMES[rival]}: {_gain(difference)} {_where(summary, rival)}.")
+    return " ".join(failures)
 
 
 def _unevaluated(summary: Summary) -> str:
@@ -87,7 +107,7 @@ def _sentence(summary: Summary, headline: Headline) -> str:
         return f"{reaching}; no random subset was measured to compare with."
     if distilled.mean <= random.mean:
         return (
-            f"{subject} {_verb('do', images)} not beat a random subset of as many pixels: "
+            f"{subject} {_verb('do', images)} not beat a random subset of as many bytes: "
             f"{percent(distilled.mean, 1)} accuracy against {percent(random.mean, 1)}."
         )
     if headline.gap is None:
@@ -105,31 +125,61 @@ def _verb(verb: str, images: int) -> str:
     return _SINGULAR[verb] if images == 1 else verb
 
 
-def _over_all_settings(summary: Summary) -> str:
-    """In how many settings the distilled set beats the random subset, where there is more than one."""
-    compared = [
-        setting.cells["distilled", label_fraction].mean > setting.cells["random", label_fraction].mean
-        for setting in settings_of(summary)
-        for label_fraction in setting.labels
-        if {("distilled", label_fraction), ("random", label_fraction)} <= setting.cells.keys()
-    ]
-    if len(compared) < 2:
-        return ""
-    beaten = "all" if all(compared) else f"{sum(compared) or 'none'} of the"
-    return f"The distilled set beats the random subset in {beaten} {len(compared)} settings measured."
+def _gain(difference: Difference) -> str:
+    return gain(difference.mean, difference.low, difference.high)
 
 
-def _spread(headline: Headline) -> str:
-    """Whether chance could explain the headline's difference to the random subset."""
-    distilled, random = headline.accuracy("distilled"), headline.accuracy("random")
-    if distilled is None or random is None:
+def _where(summary: Summary, rival: str) -> str:
+    return "in the one setting measured" if len(_by_setting(summary, rival)) == 1 else "over all settings"
+
+
+def _by_setting(summary: Summary, rival: str) -> list[Difference]:
+    return [d for d in summary.differences if d.against == rival and d.task is not None]
+
+
+def _over_all_settings(summary: Summary) -> list[str]:
+    """How far and how often the distilled set is above its rivals by the interval, and which were not measured."""
+    remarks = []
+    for rival in RIVALS:
+        difference, each = overall(summary, rival), _by_setting(summary, rival)
+        above = sum(map(is_above, each))
+        often = f"in {'all' if above == len(each) else f'{above} of the'} {len(each)} settings"
+        if difference is None:
+            continue
+        if is_above(difference):
+            also = f"; by the interval, {often}" if len(each) > 1 else ""
+            where = _where(summary, rival)
+            remarks.append(f"It is better than {_RIVAL_NAMES[rival]} by {_gain(difference)} {where}{also}.")
+        elif above:
+            remarks.append(f"By the interval, it is better than {_RIVAL_NAMES[rival]} {often}.")
+    methods = {accuracy.method for accuracy in summary.accuracies}
+    if "start" not in methods:
+        remarks.append(
+            "What it started from was not evaluated (the baseline start), so what distilling added to it is not known."
+        )
+    if "random" in methods and overall(summary, "random") is None:
+        remarks.append(
+            "The summary holds no paired differences, so chance is not ruled out as the cause of the difference to "
+            "the random subset."
+        )
+    return remarks
+
+
+def _alone(summary: Summary, headline: Headline) -> str:
+    """Whether chance could explain the headline's difference to the random subset, where there are other settings."""
+    difference = headline.setting.differences.get(("random", headline.label_fraction))
+    if difference is None or len(_by_setting(summary, "random")) < 2 or is_above(difference) or difference.mean <= 0:
         return ""
-    if min(len(distilled.seeds), len(random.seeds)) < 2:
-        return "It rests on one seed, so chance is not ruled out."
-    difference, deviation = abs(distilled.mean - random.mean), max(distilled.deviation, random.deviation)
-    if difference > deviation:
+    where = f"On {headline.setting.task} with {fraction(headline.label_fraction)} of the labels alone"
+    return f"{where}, the difference to the random subset is {_gain(difference)}: chance is not ruled out."
+
+
+def _rising(headline: Headline) -> str:
+    """Which of the methods that the headline compares might do better with more steps."""
+    accuracies = [headline.accuracy(method) for method in ("full", "distilled", "random")]
+    rising = [a for a in accuracies if a is not None and may_still_rise(a)]
+    if not rising:
         return ""
-    return (
-        "The difference to the random subset lies within one standard deviation over the seeds: "
-        f"{percent(difference, 1)} against {percent(deviation, 1)}."
-    )
+    names = listing([method_name(accuracy.method).lower() for accuracy in rising])
+    steps = listing([f"{number:,}" for number in sorted({a.steps for a in rising if a.steps is not None})])
+    return f"Still rising at {steps} steps: {names}. More steps might change the figures."

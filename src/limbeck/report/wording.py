@@ -16,6 +16,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,}{NO_BREAK}{noun}" + ("" if number == 1 else "s")
 
 
+def thousands(number: int) -> str:
+    """A count without its noun: `1,797`."""
+    return f"{number:,}"
+
+
 def number(value: float) -> str:
     """A plain number to four significant digits; a dash where it is not finite."""
     if not math.isfinite(value):
@@ -40,6 +45,26 @@ def fraction(value: float) -> str:
     return f"{100 * value:.3g}{NO_BREAK}%"
 
 
+def points(value: float) -> str:
+    """A difference of accuracies in percentage points, with its sign: `+0.2`, `0.0`."""
+    if not math.isfinite(value):
+        return ABSENT
+    shown = f"{100 * value:+.1f}"
+    return "0.0" if float(shown) == 0 else shown.replace("-", MINUS)
+
+
+def interval(low: float, high: float) -> str:
+    """The bounds of an interval of differences: `-0.4 to +0.8`."""
+    return f"{points(low)} to {points(high)}"
+
+
+def gain(mean: float, low: float | None, high: float | None) -> str:
+    """A difference with its interval: `+0.2 points (95 % interval -0.4 to +0.8)`."""
+    if low is None or high is None:
+        return f"{points(mean)}{NO_BREAK}points (no interval: one seed)"
+    return f"{points(mean)}{NO_BREAK}points (95{NO_BREAK}% interval {interval(low, high)})"
+
+
 def duration(seconds: float) -> str:
     """A time in its two largest units: `0.4 s`, `2 min 14 s`, `1 h 03 min`."""
     if not math.isfinite(seconds):
@@ -60,6 +85,16 @@ def memory(size: int) -> str:
     if size < 2**30:
         return f"{size / 2**20:,.0f}{NO_BREAK}MiB"
     return f"{size / 2**30:,.1f}{NO_BREAK}GiB"
+
+
+def size(stored: int) -> str:
+    """A size in bytes, in decimal units: `512 B`, `64.0 kB`, `1.2 GB`."""
+    if stored < 1000:
+        return f"{stored}{NO_BREAK}B"
+    value, units = stored / 1000, ["kB", "MB", "GB", "TB"]
+    while value >= 999.95 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:,.1f}{NO_BREAK}{units[0]}"
 
 
 def words(name: str) -> str:
