@@ -20,7 +20,7 @@ from limbeck.outcome import outcome_of
 from limbeck.redact import redact_strings, redact_url
 from limbeck.spec import Distillation, StageName
 from limbeck.specfile import SpecError, read_spec
-from limbeck.tracking.card import markdown_table
+from limbeck.tracking.card import markdown_table, percent
 from limbeck.tracking.place import VARIABLE
 from limbeck.workplace import recorded, start_sender, with_workers, workshop
 from limbeck_components.raycluster import remove_clusters, with_cluster
@@ -279,7 +279,7 @@ def _accuracies(result: Result) -> str:
     from limbeck.scores import FILE, read_scores, summarize
 
     rows = [
-        (a.task, a.architecture, a.method, f"{a.label_fraction:g}", f"{100 * a.mean:.1f} ± {100 * a.deviation:.1f}")
+        (a.task, a.architecture, a.method, percent(a.label_fraction), f"{100 * a.mean:.1f} ± {100 * a.deviation:.1f}")
         for a in summarize(read_scores(result.path / FILE))
     ]
     return markdown_table(("task", "architecture", "pre-trained on", "labels", "accuracy, %"), rows) + "\n"
