@@ -29,9 +29,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from limbeck.evaluation.scores import recovered_gaps
 from limbeck.interrupt import Stopped
 from limbeck.runner import Run
-from limbeck.evaluation.scores import recovered_gaps
 from limbeck.spec import Distillation, Metadata
 from limbeck.specfile import read_spec
 from limbeck.stages.task import Workshop

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from limbeck.evaluation.comparison import Champion
     from limbeck.progress import Bar
     from limbeck.spec import Distillation
     from limbeck.stages.task import Workshop
@@ -167,9 +168,9 @@ class Broadcast:
         """See `Recorder.found`."""
         self._inner.found(name, result)
 
-    def publish(self, result: Result) -> Published | None:
+    def publish(self, result: Result, champion: Champion | None = None) -> Published | None:
         """See `Recorder.publish`."""
-        return self._inner.publish(result)
+        return self._inner.publish(result, champion)
 
     def finished(self, summary: Summary, report: str) -> None:
         """See `Recorder.finished`."""

@@ -15,11 +15,11 @@ from itertools import product
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.sources import Source, open_source
 from limbeck.errors import InputError
+from limbeck.evaluation.comparison import ACCURACY, DISTILLED, GAP
 from limbeck.patience import patiently
 from limbeck.spec import TIMM, DistillationSpec, OnBadImage, SourceFormat, StageName
 from limbeck.storage import Access
 from limbeck.store import json_digest
-from limbeck.tracking.comparison import ACCURACY, GAP
 from limbeck.warmstart import FIELD as WARM_START
 from limbeck.warmstart import Form, RegisteredStart, registered_start
 
@@ -200,16 +200,20 @@ def _check_metric(spec: DistillationSpec) -> None:
     metric, evaluate = spec.registry.metric, spec.evaluate
     if metric is None:
         return
-    methods = ["distilled", *evaluate.baselines]
-    gap = {"random", "full"} <= set(methods)
-    known = [GAP] if gap and evaluate.tasks else []
-    for task, architecture, fraction in product(evaluate.tasks, evaluate.architectures, evaluate.label_fractions):
-        cell = f"{task.name}/{architecture}"
-        known += [f"{GAP}/{cell}/{fraction:g}"] if gap else []
-        known += [f"{ACCURACY}/{cell}/{method}/{fraction:g}" for method in methods]
+    kinds = [ACCURACY, GAP] if {"random", "full"} <= {*evaluate.baselines} else [ACCURACY]
+    known = kinds if evaluate.tasks else []
+    cells = product(evaluate.tasks, evaluate.architectures, evaluate.label_fractions)
+    known = known + [f"{kind}/{task.name}/{name}/{fraction:g}" for task, name, fraction in cells for kind in kinds]
+    kind, *rest = metric.split("/")
+    of_method = kind == ACCURACY and len(rest) == 4
+    if of_method and rest[2] in evaluate.baselines:
+        allowed = "/".join([kind, rest[0], rest[1], rest[3]])
+        raise InputError("spec.registry.metric", f"{metric} is a figure of {rest[2]}, not of the set", allowed)
+    if of_method and rest[2] == DISTILLED:
+        metric = "/".join([kind, rest[0], rest[1], rest[3]])
     if metric not in known:
         allowed = ", ".join(get_close_matches(metric, known, 3, 0.0)) or "none: evaluate.tasks is empty"
-        raise InputError("spec.registry.metric", f"{metric} is not evaluated", allowed)
+        raise InputError("spec.registry.metric", f"{spec.registry.metric} is not evaluated", allowed)
 
 
 def _check_warm_start(spec: DistillationSpec, uri: str, size: int, start: RegisteredStart | None) -> None:

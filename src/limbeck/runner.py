@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from limbeck.challenge import Challenge
 from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
@@ -281,7 +282,7 @@ class Run:
 
     def _publish(self) -> tuple[Registered | None, WorkError | None]:
         """Log and register the distilled set: the version that it became, or why it did not."""
-        published = self._recorder.publish(self.results["register"])
+        published = Challenge(self._spec, self._shop, self.results).publish(self._recorder)
         if published is None:
             return None, None
         name = self._spec.registry.name

@@ -574,15 +574,25 @@ class Registry(Section):
         description="Registered name of the distilled set; letters, digits, and .-_ within.",
     )
     promote: Literal["ifBetter", "always", "never"] = Field(
-        "ifBetter", description="When the alias champion moves to the new version."
+        "ifBetter",
+        description="When the alias champion moves to the new version. With ifBetter the champion is evaluated again "
+        "beside it, under this spec's evaluate, and replaced when the interval of the difference lies above 0.",
     )
     metric: str | None = Field(
         None,
         min_length=1,
         max_length=250,
-        description="Metric that ifBetter compares, higher being better: recovered_gap, "
-        "recovered_gap/TASK/ARCHITECTURE/FRACTION or accuracy/TASK/ARCHITECTURE/METHOD/FRACTION; "
-        "recovered_gap when absent.",
+        description="Metric that ifBetter compares, on held-out labels, higher being better: accuracy (of the "
+        "distilled set, mean over all tasks, architectures and label fractions), "
+        "accuracy/TASK/ARCHITECTURE/FRACTION, recovered_gap or recovered_gap/TASK/ARCHITECTURE/FRACTION; accuracy "
+        "when absent. A recovered gap compares only sets that were distilled with the same targets.",
+    )
+    confidence: float = Field(
+        0.95,
+        ge=0.5,
+        le=0.999,
+        description="Level of the one-sided t-interval that ifBetter takes of the difference to the champion, over at "
+        "least 3 selection seeds; a set that is no better is promoted with probability 1 - confidence at most.",
     )
 
 

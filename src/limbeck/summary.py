@@ -12,7 +12,13 @@ from pydantic.alias_generators import to_camel
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="forbid",
+        ser_json_inf_nan="constants",  # NaN is the mean where only held-out labels were looked at
+    )
 
 
 class StageSummary(_Record):

@@ -89,7 +89,7 @@ class RegisteredStart:
             InputError: there is no such version, or it is damaged.
             WorkError: MLflow does not give it.
         """
-        return _form(self._files, self.uri, FIELD)
+        return _form(self._files, self.uri, self._registered.field)
 
     def result(self) -> Result:
         """The set in the store, which is left there.

@@ -112,9 +112,10 @@ def test_where_every_rate_diverges_the_stage_fails_and_says_what_to_change(tmp_p
 def test_a_stopped_evaluation_resumes_to_the_same_figures(tmp_path):
     changes = {"evaluate.baselines": ["random"], "evaluate.steps": 40}
     whole = run_tiny(tmp_path / "whole", changes)
+    stopping = StopAt("evaluate", 3)
+    cut = Run(distillation(tmp_path / "cut", changes), workshop(tmp_path / "cut", stopping, stopping.stop))
     with pytest.raises(Stopped):
-        stopping = StopAt("evaluate", 3)
-        Run(distillation(tmp_path / "cut", changes), workshop(tmp_path / "cut", stopping, stopping.stop)).all()
+        cut.all()
     again = run_tiny(tmp_path / "cut", changes)
     assert [entry.values for entry in again.accuracies] == [entry.values for entry in whole.accuracies]
 

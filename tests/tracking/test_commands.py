@@ -41,7 +41,7 @@ def test_the_registry_from_the_command_line(limbeck, tmp_path, two_versions):
     assert [version["version"] for version in listed["versions"]] == [2, 1]
     shown = limbeck("registry", "show", "digits")
     assert "champion" in shown.out
-    assert "not better" in " ".join(shown.out.split())
+    assert "10.0 points below version 1" in " ".join(shown.out.split())
     assert limbeck("registry", "promote", "digits", 2).out == "digits: version 2 is the champion\n"
     assert (
         "version 1 is the champion again, version 2 the previous one" in limbeck("registry", "rollback", "digits").out
@@ -70,11 +70,18 @@ def test_what_cannot_be_done_is_one_line(limbeck, two_versions, arguments, code,
     assert "Traceback" not in outcome.err
 
 
-def test_a_metric_that_is_not_evaluated_is_refused_before_any_work(limbeck, tmp_path):
-    spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", {"registry.metric": "acuracy/digits"})
+@pytest.mark.parametrize(
+    ("metric", "phrase"),
+    [
+        ("acuracy/digits", "is not evaluated; accuracy"),
+        ("accuracy/digits/convnet/random/0.1", "is a figure of random, not of the set; accuracy/digits/convnet/0.1"),
+    ],
+)
+def test_a_metric_that_no_gate_can_take_is_refused_before_any_work(limbeck, tmp_path, metric, phrase):
+    spec = write_tiny(tmp_path / "tiny.yaml", tmp_path / "out", {"registry.metric": metric})
     outcome = limbeck("run", spec)
     assert outcome.code == 2
-    assert "spec.registry.metric: acuracy/digits is not evaluated; accuracy/digits" in outcome.problems[-1]
+    assert f"spec.registry.metric: {metric} {phrase}" in outcome.problems[-1]
 
 
 def test_a_run_without_any_setting_is_tracked_in_a_file_here_and_shown_by_ui(limbeck, tmp_path, finished):

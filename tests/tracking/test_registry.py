@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
+import tempfile
 import uuid
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
@@ -19,13 +21,14 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 import limbeck
 from limbeck.data.distilled import DistilledSet
 from limbeck.errors import InputError, WorkError
+from limbeck.evaluation.comparison import Champion
 from limbeck.summary import Registered
 from limbeck.tracking import registry as registry_module
 from limbeck.tracking.registry import Registry
 from limbeck.tracking.runs import open_experiment
 from tests.forks import processes
 from tests.tracking.conftest import MlflowServer
-from tests.tracking.tracked import numbers, publishable
+from tests.tracking.tracked import as_champion, numbers, publishable
 
 
 @pytest.fixture
@@ -34,14 +37,29 @@ def name() -> str:
 
 
 def register(uri: str, folder: Path, name: str, **settings: Any) -> Registered:
-    """As the sender does it."""
+    """As a run and its sender do it."""
     request = publishable(folder, name, **settings)
     registry = Registry(uri)
     client = registry._client
     experiment = open_experiment(client, "registry").experiment_id
     run = client.create_run(experiment)
     model = registry.log(request, run.info.run_id, experiment)
-    return registry.register(name, request, model, run.info.run_id)
+    while True:
+        registered, first = registry.register(name, request, model, run.info.run_id)
+        if first is None:
+            return registered
+        request = request.model_copy(update={"champion": with_its_own_figures(registry, name, first)})
+
+
+def with_its_own_figures(registry: Registry, name: str, number: int) -> Champion:
+    """A stand-in for evaluating a champion again: all sets of this module come with figures of the same settings."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            folder = registry.pull(registry.resolve(f"models:/{name}/{number}"), Path(temporary) / "set")
+        except InputError as error:
+            return Champion(version=number, refusal=f"it cannot be used: {error}")
+        record = json.loads((folder / "distilled.json").read_text())
+    return as_champion(number, record["evaluation"], record["lineage"]["targets"])
 
 
 def aliases(server: MlflowServer, name: str) -> dict[str, int]:
@@ -57,11 +75,11 @@ def test_versions_champions_and_rollback(server, tmp_path, name):
     assert aliases(server, name) == {"champion": 1}
     better = register(server.uri, tmp_path / "3", name, number=3, shift=0.05)
     assert better.champion
-    assert "better than version 1" in better.decision
+    assert "5.0 points above version 1 (95 % one-sided bound +4." in better.decision
     assert aliases(server, name) == {"champion": 3, "previous": 1}
-    other = register(server.uri, tmp_path / "4", name, number=4, shift=0.2, evaluate={"epochs": 9})
+    other = register(server.uri, tmp_path / "4", name, number=4, shift=0.2, seeds=2)
     assert not other.champion
-    assert "evaluate.epochs" in other.decision
+    assert "evaluate.selectionSeeds" in other.decision
 
     assert registry.rollback(name) == (1, 3)
     assert aliases(server, name) == {"champion": 1, "previous": 3}
@@ -94,7 +112,15 @@ def test_what_is_logged_is_a_distilled_dataset_with_its_card(server, tmp_path, n
     files = {"README.md", "checksums.json", "distilled.json", "distilled.safetensors", "preview.png"}
     assert {path.name for path in folder.iterdir()} == files
     card = (folder / "README.md").read_text()
-    for part in (f"# {name}", "preview.png", f"models:/{name}@champion", "| distilled | ", "recovered gap", "```yaml"):
+    for part in (
+        f"# {name}",
+        "preview.png",
+        f"models:/{name}@champion",
+        "| distilled | ",
+        "recovered gap",
+        "| 10 % of the labels |",
+        "```yaml",
+    ):
         assert part in card
 
 
@@ -201,7 +227,7 @@ def test_a_lock_that_goes_while_mlflow_looks_is_taken_after_all(server, tmp_path
     request = publishable(tmp_path / "2", name, number=2, promote="always")
     run = server.client.get_run(registry.versions(name)[0].run_id).info
     model = registry.log(request, run.run_id, run.experiment_id)
-    assert registry.register(name, request, model, run.run_id).champion
+    assert registry.register(name, request, model, run.run_id)[0].champion
     assert len(asked) == 4  # two for the lock of promote, one for the name, one for the other lock
 
 
@@ -257,7 +283,7 @@ def test_what_fails_half_way_is_finished_by_the_next_call(server, tmp_path, name
 
     def whole() -> tuple[str, Registered]:
         model = registry.log(request, run_id, experiment)
-        return model.model_id, registry.register(name, request, model, run_id)
+        return model.model_id, registry.register(name, request, model, run_id)[0]
 
     for step in steps:
         with monkeypatch.context() as broken:
@@ -271,6 +297,28 @@ def test_what_fails_half_way_is_finished_by_the_next_call(server, tmp_path, name
     assert len(registry.load(f"models:/{name}@champion")) == 4
 
 
+def test_a_champion_is_evaluated_again_before_anything_is_decided(tmp_path, name):
+    """Until it was, the version is there, undecided; another champion meanwhile is another one to evaluate."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    register(uri, tmp_path / "1", name, number=1)
+    registry, request = Registry(uri), publishable(tmp_path / "2", name, number=2, shift=0.05)
+    run = registry._client.get_run(registry.versions(name)[0].run_id).info
+    model = registry.log(request, run.run_id, run.experiment_id)
+
+    def attempt(champion: Champion | None) -> tuple[int, bool, int | None]:
+        asked = request.model_copy(update={"champion": champion})
+        registered, first = registry.register(name, asked, model, run.run_id)
+        return registered.version, registered.champion, first
+
+    assert attempt(None) == (2, False, 1)
+    assert "limbeck.decision" not in registry.resolve(f"models:/{name}/2").tags
+    first = with_its_own_figures(registry, name, 1)
+    register(uri, tmp_path / "3", name, number=3, shift=0.01)
+    assert attempt(first) == (2, False, 3)
+    assert attempt(with_its_own_figures(registry, name, 3)) == (2, True, None)
+    assert "above version 3" in registry.resolve(f"models:/{name}@champion").tags["limbeck.decision"]
+
+
 def test_a_damaged_champion_is_neither_compared_nor_replaced(tmp_path, name):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     register(uri, tmp_path / "1", name)
@@ -278,7 +326,8 @@ def test_a_damaged_champion_is_neither_compared_nor_replaced(tmp_path, name):
     stored.write_text("{}")
     second = register(uri, tmp_path / "2", name, number=2, shift=0.3)
     assert not second.champion
-    assert "cannot be read" in second.decision
+    assert "not compared with version 1: it cannot be used" in second.decision
+    assert "distilled.json was altered" in second.decision
     assert register(uri, tmp_path / "3", name, number=3, promote="always").champion
 
 

@@ -17,6 +17,7 @@ from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.data.feed import Examples
 from limbeck.data.targets import open_targets
+from limbeck.evaluation.comparison import CHAMPION
 from limbeck.matching.selection import choose, random_subset
 from limbeck.seeding import derive
 from limbeck.spec import Initialization, Teacher
@@ -25,7 +26,6 @@ from limbeck.stages.start import starting_set
 from limbeck.stages.task import StageTask
 from limbeck.store import json_digest
 
-CHAMPION = "champion"  # the registered set that a new one is compared with, among the inputs by that name
 FIXED = ("none", "fullSsl")  # methods with nothing to choose: no pre-training, and the teacher's own settings
 
 

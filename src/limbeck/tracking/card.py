@@ -20,7 +20,7 @@ def _sentence(request: Publish) -> str:
     )
     gaps = [gap for gap in _gaps(request) if gap.value is not None]
     if gaps:
-        each = ", ".join(f"{gap.value:.2f} ({gap.task}, {gap.label_fraction:g} of the labels)" for gap in gaps)
+        each = ", ".join(f"{gap.value:.2f} ({gap.task}, {percent(gap.label_fraction)} of the labels)" for gap in gaps)
         text += f" Recovered gap: {each}."
     return text
 
@@ -41,6 +41,11 @@ def card(request: Publish, *, as_file: bool) -> str:
         f"## Spec\n\n```yaml\n{yaml.safe_dump(redact_strings(request.spec), sort_keys=False)}```" if as_file else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def percent(fraction: float) -> str:
+    """A share in words: 0.01 is `1 %`."""
+    return f"{100 * fraction:g} %"
 
 
 def _gaps(request: Publish) -> list[RecoveredGap]:
@@ -64,7 +69,7 @@ def _evaluation(request: Publish) -> str:
         if gaps:
             values = [gaps.get(fraction) for fraction in fractions]
             rows.append(("recovered gap", *("-" if value is None else f"{value:.2f}" for value in values)))
-        heads = ("pre-trained on", *(f"{fraction:g} of the labels" for fraction in fractions))
+        heads = ("pre-trained on", *(f"{percent(fraction)} of the labels" for fraction in fractions))
         parts.append(f"### {task}, {architecture}\n\n" + markdown_table(heads, rows))
     return "\n\n".join(parts)
 

@@ -15,13 +15,13 @@ from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import image_grid
 from limbeck.data.pixels import viewable
+from limbeck.evaluation.comparison import named_figures
 from limbeck.evaluation.scores import FILE as SCORES
 from limbeck.evaluation.scores import read_scores, recovered_gaps, summarize
 from limbeck.matching.experts import FILE as EXPERT
 from limbeck.matching.experts import LIST
 from limbeck.spec import DistillationSpec
 from limbeck.store import Result, Store
-from limbeck.tracking.comparison import named_figures
 
 MOST_SHOWN = 100  # synthetic images in one picture
 Figure = tuple[str, int, float, str | None]  # name, step, value, the task that it was measured on

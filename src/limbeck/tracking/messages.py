@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from limbeck.evaluation.comparison import Champion, Policy
 from limbeck.summary import Registered
-from limbeck.tracking.comparison import Policy
 from limbeck.tracking.journal import Data
 
 
@@ -39,6 +39,8 @@ class Publish(_Message):
     name: str | None
     promote: Policy
     metric: str
+    confidence: float
+    champion: Champion | None = None  # that was evaluated again beside this set
     tags: dict[str, str]
     synthetic: Data
     tasks: dict[str, Data]  # by the task's name
@@ -81,6 +83,7 @@ class Published(_Message):
     model_id: str = ""
     url: str | None = None
     registered: Registered | None = None
+    evaluate_first: int | None = None  # the champion's version, without which the promotion cannot be decided
     error: str | None = None
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
+from limbeck.evaluation.comparison import ACCURACY, Champion, named_figures
 from limbeck.interrupt import Stopped
 from limbeck.progress import Bar
 from limbeck.redact import redact_strings, redact_url
@@ -27,7 +28,6 @@ from limbeck.stages.graph import INGEST_VERSION, STAGES
 from limbeck.stages.task import Workshop
 from limbeck.store import Identity, Result, json_digest
 from limbeck.summary import Accuracy, RecoveredGap, Summary
-from limbeck.tracking.comparison import GAP, named_figures
 from limbeck.tracking.figures import figures_of, flat, images_a_unit, pictures_of
 from limbeck.tracking.journal import (
     Began,
@@ -67,8 +67,11 @@ class Recorder(Protocol):
     def found(self, name: str, result: Result) -> None:
         """A result of an earlier stage is used, and nothing is recorded of how it was made."""
 
-    def publish(self, result: Result) -> Published | None:
-        """Log and register the distilled set; None where that is not done."""
+    def publish(self, result: Result, champion: Champion | None = None) -> Published | None:
+        """Log and register the distilled set; None where that is not done.
+
+        `champion`: evaluated again beside it, where an earlier call has answered that this comes first.
+        """
 
     def finished(self, summary: Summary, report: str) -> None:
         """The run's summary and report are written."""
@@ -92,7 +95,7 @@ class _Unrecorded:
     def found(self, name: str, result: Result) -> None:
         pass
 
-    def publish(self, result: Result) -> Published | None:
+    def publish(self, result: Result, champion: Champion | None = None) -> Published | None:
         return None
 
     def finished(self, summary: Summary, report: str) -> None:
@@ -249,7 +252,7 @@ class Recording:
     def _task(self, task: str | None) -> Data | None:
         return self._datasets.get(f"test:{task}") if task is not None else None
 
-    def publish(self, result: Result) -> Published | None:
+    def publish(self, result: Result, champion: Champion | None = None) -> Published | None:
         """See `Recorder.publish`."""
         distilled, registry = DistilledSet.load(result.path), self._spec.registry
         figures = named_figures(
@@ -273,7 +276,9 @@ class Recording:
                 title=registry.name or "distilled set",
                 name=registry.name,
                 promote=registry.promote,
-                metric=registry.metric or GAP,
+                metric=registry.metric or ACCURACY,
+                confidence=registry.confidence,
+                champion=champion,
                 tags=self._tags,
                 synthetic=Data(
                     name="distilled set",

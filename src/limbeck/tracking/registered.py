@@ -74,8 +74,8 @@ class RegisteredSet:
     """
 
     def __init__(self, uri: str, tracking: str | None, field: str) -> None:
-        self.uri = uri
-        self._tracking, self._field = tracking, field
+        self.uri, self.field = uri, field
+        self._tracking = tracking
 
     @property
     def number(self) -> int:
@@ -97,7 +97,7 @@ class RegisteredSet:
         """
         found = self._version.checksum
         if found is None:
-            raise InputError(self._field, f"{self.uri} has no checksums", "a version that limbeck registered")
+            raise InputError(self.field, f"{self.uri} has no checksums", "a version that limbeck registered")
         return found
 
     def pull(self, folder: Path) -> Path:
@@ -118,13 +118,13 @@ class RegisteredSet:
     @contextmanager
     def _asked(self) -> Iterator[Registry]:
         try:
-            with opened(self._tracking, self._field) as registry:
+            with opened(self._tracking, self.field) as registry:
                 yield registry
         except InputError as error:
-            if error.where == self._field:
+            if error.where == self.field:
                 raise
             found = error.found if error.where == self.uri else f"{error.where}: {error.found}"
-            raise InputError(self._field, f"{self.uri}: {found}", error.allowed) from None
+            raise InputError(self.field, f"{self.uri}: {found}", error.allowed) from None
 
 
 @contextmanager

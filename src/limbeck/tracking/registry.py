@@ -32,10 +32,10 @@ from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
 from limbeck.data.distilled_files import PREVIEW, RECORD, TENSORS
 from limbeck.errors import InputError, WorkError
+from limbeck.evaluation.comparison import Decision, Evaluated, Gate, decide
 from limbeck.store import file_digest
 from limbeck.summary import Registered
 from limbeck.tracking.card import card
-from limbeck.tracking.comparison import Decision, Evaluated, Policy, decide
 from limbeck.tracking.messages import Publish
 from limbeck.tracking.place import VARIABLE
 
@@ -123,19 +123,23 @@ class Registry:
             self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
         return self._client.finalize_logged_model(model.model_id, "READY")
 
-    def register(self, name: str, request: Publish, model: LoggedModel, run_id: str) -> Registered:
-        """The set as a version of `name`, and the champion where the policy has it so.
+    def register(self, name: str, request: Publish, model: LoggedModel, run_id: str) -> tuple[Registered, int | None]:
+        """Make the set a version of `name`, and the champion where the gate has it so.
 
         A version whose promotion was decided before is left as it is: somebody may have rolled it back since.
+
+        Returns:
+            The version, and the champion's version where that must be evaluated again before the promotion can be
+            decided: the same call with it as `request.champion` decides then.
         """
         self._check_name(name)
         version = self._version_of(name, request.digest) or self._create(name, request, model, run_id)
         known = version.tags.get(DECISION)
         if known is not None:
-            return Registered(name=name, version=version.number, champion=CHAMPION in version.aliases, decision=known)
-        new = Evaluated.of(request.spec, request.lineage, request.evaluation)
-        decision = self._promote(name, version.number, request.promote, request.metric, new)
-        return Registered(name=name, version=version.number, champion=decision.promote, decision=decision.reason)
+            champion = CHAMPION in version.aliases
+            return Registered(name=name, version=version.number, champion=champion, decision=known), None
+        decision, first = self._promote(name, version.number, request)
+        return Registered(name=name, version=version.number, champion=decision.promote, decision=decision.reason), first
 
     def _create(self, name: str, request: Publish, model: LoggedModel, run_id: str) -> Version:
         try:
@@ -157,25 +161,25 @@ class Registry:
             )
         return self._version(name, int(made.version))
 
-    def _promote(self, name: str, number: int, policy: Policy, metric: str, new: Evaluated) -> Decision:
-        known: dict[int, Evaluated | None] = {}
-        while True:
+    def _promote(self, name: str, number: int, request: Publish) -> tuple[Decision, int | None]:
+        """Decide, under the lock, and move the aliases; or give the version that must be evaluated again first."""
+        gate = Gate(request.promote, request.metric, request.confidence)
+        new = Evaluated.of(request.lineage, request.evaluation)
+        with self._lock(name) as owns:
             champion = self._aliased(name, CHAMPION)
-            if policy == "ifBetter" and champion is not None and champion.number not in {number, *known}:
-                known[champion.number] = self._evaluated(champion)  # a download, so nobody shall wait for it
-            with self._lock(name) as owns:
-                champion = self._aliased(name, CHAMPION)
-                if champion is not None and champion.number == number:  # moved before, and cut off since
-                    decision = Decision(True, "promoted")
-                elif champion is not None and policy == "ifBetter" and champion.number not in known:
-                    continue  # another one meanwhile
-                else:
-                    old = None if champion is None else (champion.number, known.get(champion.number))
-                    decision = decide(policy, metric, new, old)
-                    if decision.promote:
-                        self._move(name, number, champion, owns)
-                self._client.set_model_version_tag(name, str(number), DECISION, decision.reason)
-                return decision
+            if champion is not None and champion.number == number:  # moved before, and cut off since
+                decision = Decision(True, "promoted")
+            else:
+                current = None if champion is None else champion.number
+                decided = decide(gate, new, current, request.champion)
+                if decided is None:
+                    waits = f"not decided: version {current}, the champion, was not evaluated beside it"
+                    return Decision(False, waits), current
+                decision = decided
+                if decision.promote:
+                    self._move(name, number, champion, owns)
+            self._client.set_model_version_tag(name, str(number), DECISION, decision.reason)
+            return decision, None
 
     def promote(self, name: str, number: int, reason: str = "by hand") -> None:
         """Make a version the champion, whatever its figures.
@@ -360,17 +364,6 @@ class Registry:
         version = self.resolve(uri)
         with tempfile.TemporaryDirectory() as temporary:
             return DistilledSet.load(self.pull(version, Path(temporary) / "set"))
-
-    def _evaluated(self, version: Version) -> Evaluated | None:
-        """How a version did; None where its files are damaged, or of another format."""
-        try:
-            with tempfile.TemporaryDirectory() as temporary:
-                folder = self.pull(version, Path(temporary) / "set")
-                record = json.loads((folder / RECORD).read_text())
-            return Evaluated.of(record["spec"], record["lineage"], record["evaluation"])
-        except (InputError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s, version %d: %s", version.name, version.number, error)
-            return None
 
     def _version_of(self, name: str, digest: str) -> Version | None:
         try:

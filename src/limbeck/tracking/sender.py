@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
@@ -206,11 +207,7 @@ class Sender:
         def publish() -> None:
             model = self._registry.log(request, runs.run_id, runs.experiment_id)
             runs.publish(request, model.model_id)
-            registered, place = None, f"experiments/{runs.experiment_id}/models/{model.model_id}"
-            if request.name is not None:
-                registered = self._registry.register(request.name, request, model, runs.run_id)
-                place = f"models/{request.name}/versions/{registered.version}"
-            done.append(Published(model_id=model.model_id, url=self._page(place), registered=registered))
+            done.append(self._registered(request, model, runs))
 
         if not runs.open:
             return Published(error="MLflow has refused the run")
@@ -221,6 +218,15 @@ class Sender:
         except Exception as error:
             return Published(error=_line(error))
         return done[0]
+
+    def _registered(self, request: Publish, model: LoggedModel, runs: Runs) -> Published:
+        """Register a logged set where a name is given."""
+        if request.name is None:
+            place = f"experiments/{runs.experiment_id}/models/{model.model_id}"
+            return Published(model_id=model.model_id, url=self._page(place))
+        registered, first = self._registry.register(request.name, request, model, runs.run_id)
+        url = self._page(f"models/{request.name}/versions/{registered.version}")
+        return Published(model_id=model.model_id, url=url, registered=registered, evaluate_first=first)
 
     def _page(self, place: str) -> str | None:
         return page(redact_url(self._uri), place)
