@@ -88,6 +88,13 @@ RULES: dict[str, list[Rule]] = {
         ),
         Rule("self.method != 'krrSt' || self.pairs == 1", "pairs: 1 with method krrSt, which has no pairs"),
     ],
+    "Task": [
+        Rule(
+            "self.allowOverlap || self.train.uri != self.test.uri || self.train.format != self.test.format || "
+            "(has(self.train.limit) ? self.train.limit : 0) != (has(self.test.limit) ? self.test.limit : 0)",
+            "test: other images than train's, or allowOverlap: true",
+        )
+    ],
     "Toleration": [
         Rule("self.operator != 'Exists' || !has(self.value)", "value: no value with operator Exists"),
         Rule("self.operator != 'Equal' || has(self.key)", "key: a key, or operator Exists"),

@@ -403,6 +403,18 @@ class Task(Section):
     name: Name = Field(description="What the task is called in tables.")
     train: TaskData = Field(description="Labelled images to fit the probe on.")
     test: TaskData = Field(description="Labelled images to score it on.")
+    allow_overlap: bool = Field(
+        False,
+        description="Whether test images may be among the training images. Without it a run fails where 1 % of the "
+        "test images or more are, by their pixels at source.imageSize; fewer are noted, as natural datasets hold some "
+        "images twice. Test images among the images to distil are noted, too.",
+    )
+
+    @model_validator(mode="after")
+    def _test_is_not_train(self) -> Task:
+        if self.train == self.test and not self.allow_overlap:
+            raise _conflict("test", f"{self.test.uri!r}, as train", "other images than train's, or allowOverlap: true")
+        return self
 
 
 class Probe(Section):

@@ -96,4 +96,5 @@ class Summary(_Record):
     recovered_gaps: list[RecoveredGap]
     links: dict[str, str]  # "report", "distilledSet", "mlflowRun", ... -> URL or path
     registered: Registered | None = None  # None: the spec names no registry
+    overlaps: list[str] = []  # a line for each set of test images that is among others, as the run noted it
     spec: dict[str, Any]

@@ -30,7 +30,7 @@ def _toleration(**settings: Any) -> dict[str, Any]:
 
 
 def _task(name: str) -> dict[str, Any]:
-    return {"name": name, "train": SOURCE, "test": SOURCE}
+    return {"name": name, "train": SOURCE, "test": {**SOURCE, "limit": 10}}
 
 
 def _options(*options: dict[str, Any]) -> dict[str, Any]:
@@ -174,6 +174,9 @@ CASES = [
     Case({"evaluate": {"tasks": [_task("a"), _task("b")]}}),
     Case({"evaluate": {"tasks": [_task("a"), _task("a")]}}, "tasks"),
     Case({"evaluate": {"tasks": [_task("A")]}}, "name"),
+    Case({"evaluate": {"tasks": [_task("a") | {"test": SOURCE}]}}, "test"),
+    Case({"evaluate": {"tasks": [_task("a") | {"test": SOURCE, "allowOverlap": True}]}}),
+    Case({"evaluate": {"tasks": [_task("a") | {"train": {**SOURCE, "limit": 10}}]}}, "test"),
     Case({"registry": {"name": "a.b"}}),
     Case({"registry": {"name": "a b"}}, "name"),
     Case({"execution": {"backend": "cron"}}, "backend"),
