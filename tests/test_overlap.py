@@ -51,7 +51,9 @@ def test_equal_digests_are_equal_images_whatever_the_blocks(monkeypatch):
 
 def test_from_a_hundredth_of_the_test_images_on_a_task_is_refused():
     assert notes(slice(0, 200), slice(200, 500)) == []
-    assert notes(slice(0, 202), slice(200, 500)) == ["task t: 2 of 300 test images (0.67%) are among its training images"]
+    assert notes(slice(0, 202), slice(200, 500)) == [
+        "task t: 2 of 300 test images (0.67%) are among its training images"
+    ]
     with pytest.raises(InputError) as refused:
         notes(slice(0, 203), slice(200, 500))
     assert str(refused.value) == (
@@ -96,7 +98,9 @@ def test_the_same_place_for_train_and_test_is_refused_with_the_spec_unless_allow
 
 
 def test_a_run_whose_test_images_are_training_images_fails_after_ingest(tmp_path):
-    changes = {"evaluate.tasks": [{"name": "t", "train": {"uri": "sklearn:digits"}, "test": {"uri": "sklearn:digits#test"}}]}
+    changes = {
+        "evaluate.tasks": [{"name": "t", "train": {"uri": "sklearn:digits"}, "test": {"uri": "sklearn:digits#test"}}]
+    }
     with pytest.raises(InputError, match=r"tasks\[0\]\.test: task t: 360 of 360 test images .* among its training"):
         run_tiny(tmp_path, changes)
     assert not (tmp_path / "teacher").exists()

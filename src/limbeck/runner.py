@@ -183,6 +183,8 @@ class Run:
         """The run as the recorder sees it; `look`: at the sources, also where their fingerprints are given."""
         if look or self._given is None:
             self.fingerprints()
+        if look and self._spec.preset_note is not None:
+            self._shop.progress.say(f"note: {self._spec.preset_note}")
         with self._recorder.run(self._distillation, self._fingerprints):
             yield
 

@@ -21,14 +21,13 @@ _STOOD_FOR = 2**14  # of more points, a random sample tells what each candidate 
 _BLOCK = 1024  # points whose distances are computed at once, in the processor's cache
 
 
-@torch.no_grad()
 def loss_scores(network: FlatNetwork, theta: Tensor, examples: Examples) -> Tensor:
     """Each image's mean squared error f32[n] to its target, on their device, under parameters theta f32[P].
 
     An expert keeps no running statistics, so a student with batch norm is scored with those of batches of about 512
     images in the order of the dataset.
     """
-    with examples.feed(batches_of(len(examples), _BATCH)) as fed:
+    with torch.no_grad(), examples.feed(batches_of(len(examples), _BATCH)) as fed:
         return torch.cat([(network(theta, images) - targets).square().mean(1) for images, targets in fed])
 
 
