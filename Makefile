@@ -16,7 +16,7 @@ VARIANT ?= cuda
 TORCH_INDEX ?=
 BUILDER ?= docker
 
-.PHONY: demo test soak bench lint generate image clean
+.PHONY: demo test soak bench lint mutate generate image clean
 
 demo: $(INSTALLED)
 	$(BIN)/limbeck demo
@@ -46,6 +46,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
+# one thread, so that forks are safe
+mutate: $(INSTALLED)
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m tests.mutate
+
 generate: $(INSTALLED)
 	$(BIN)/python -m limbeck.reference docs
 	$(BIN)/python -m limbeck_pipelines.generate .
@@ -60,7 +64,7 @@ image:
 		--tag $(IMAGE) .
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv demo-output mutants
 
 $(INSTALLED): pyproject.toml constraints.txt src/limbeck/version.py
 	$(PYTHON) -c 'import sys; sys.exit("limbeck needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'

@@ -416,7 +416,7 @@ DISAGREE = {
         ":14: spec.evaluate.labelFractions[0]: 0.1 of task digits's 50 labels is 5; at least one a class: 0.2",
     ),
     "a task without labels": (
-        lambda root: spec(task(gray(root), gray(root))),
+        lambda root: spec(task(gray(root), "sklearn:digits#test")),
         ":12: spec.evaluate.tasks[0].train: task t has no labels here; class folders or a label column",
     ),
     "a test without labels": (
@@ -428,7 +428,7 @@ DISAGREE = {
         ":13: spec.evaluate.tasks[0].test: class 'dog' is in train or test alone; the same classes in both",
     ),
     "one class": (
-        lambda root: spec(task(animals(root, "cat"), animals(root, "cat"))),
+        lambda root: spec(task(animals(root, "cat"), "sklearn:digits#test")),
         ":12: spec.evaluate.tasks[0].train: 1 class; at least 2 classes",
     ),
     "a source of one image": (

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from limbeck.presets import PRESETS
+from limbeck.presets import PAPER_SIZES, PRESETS, USUAL_FRACTION
 from limbeck.redact import SECRET_INSIDE, SECRET_NAME
 from limbeck.spec import NO_SECRETS, PINNED, REGISTERED
 from limbeck_operator.usual import USUAL
+
+_SIZE = "self.source.imageSize"
 
 
 class Rule(NamedTuple):
@@ -28,6 +30,12 @@ def _value(path: str) -> str:
     for name, value in said.items():
         if value is not None and _literal(value) != expression:
             expression = f"(self.preset == '{name}' ? {_literal(value)} : {expression})"
+    for (size, fraction), settings in PAPER_SIZES.items():
+        value = _at(settings, path)
+        if value is not None:
+            share = f"(has(self.distill.fraction) ? self.distill.fraction : {USUAL_FRACTION})"
+            published = f"!has(self.distill.size) && {_SIZE} == {size} && {share} == {fraction}"
+            expression = f"(self.preset == 'paper' && {published} ? {_literal(value)} : {expression})"
     return f"(has(self.{path}) ? self.{path} : {expression})"
 
 
@@ -41,7 +49,6 @@ def _literal(value: Any) -> str:
     return json.dumps(value).replace('"', "'")
 
 
-_SIZE = "self.source.imageSize"
 _USUAL_DEPTH = (  # as many halvings as leave 4x4 pixels: limbeck.spec.convnet_depth
     f"({_SIZE} < 16 ? 1 : {_SIZE} < 32 ? 2 : {_SIZE} < 64 ? 3 : {_SIZE} < 128 ? 4 : "
     f"{_SIZE} < 256 ? 5 : {_SIZE} < 512 ? 6 : 7)"
@@ -92,6 +99,13 @@ RULES: dict[str, list[Rule]] = {
         Rule(
             "!self.seeds.exists(seed, seed in self.selectionSeeds)",
             "selectionSeeds: seeds that are not among evaluate.seeds, which choose nothing",
+        )
+    ],
+    "Task": [
+        Rule(
+            "self.allowOverlap || self.train.uri != self.test.uri || self.train.format != self.test.format || "
+            "(has(self.train.limit) ? self.train.limit : 0) != (has(self.test.limit) ? self.test.limit : 0)",
+            "test: other images than train's, or allowOverlap: true",
         )
     ],
     "Toleration": [

@@ -189,6 +189,9 @@ def validate(
         settings = specfile.distillation.spec
         with specfile.located():
             check_against_data(settings, open_sources(settings))
+    checked = specfile.scheduled.spec.template if isinstance(specfile, ScheduleFile) else specfile.distillation
+    if checked.spec.preset_note is not None:
+        typer.echo(f"note: {checked.spec.preset_note}", err=True)
     typer.echo(f"{spec}: valid")
 
 

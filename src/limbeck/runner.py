@@ -15,6 +15,7 @@ from limbeck.data.dataset import ImageDataset
 from limbeck.data.distilled import DistilledSet
 from limbeck.errors import InputError, WorkError
 from limbeck.evaluation.scores import FILE, Score, differences, read_scores, recovered_gaps, summarize
+from limbeck.overlap import check_overlap
 from limbeck.preflight import (
     NamedSource,
     SourceSettings,
@@ -67,6 +68,7 @@ class Run:
         self._sources: dict[str, NamedSource] = {}
         self.results: dict[str, Result] = {}  # by stage; ingest's by source, as `fingerprints` names them
         self._stages: list[StageSummary] = []
+        self._overlaps: list[str] | None = None  # None: not looked for yet
         self._begun: datetime | None = None  # where other processes have made the results, too
 
     def all(self) -> Summary:
@@ -186,6 +188,8 @@ class Run:
         """The run as the recorder sees it; `look`: at the sources, also where their fingerprints are given."""
         if look or self._given is None:
             self.fingerprints()
+        if look and self._spec.preset_note is not None:
+            self._shop.progress.say(f"note: {self._spec.preset_note}")
         with self._recorder.run(self._distillation, self._fingerprints):
             yield
 
@@ -205,8 +209,16 @@ class Run:
             if not self._stages[-1].reused and not only_find:
                 size = self._spec.source.image_size
                 remember(self._shop.store, self._sources[name].source, size, self.results[name])
-        datasets = {name: ImageDataset.open(result.path) for name, result in self.results.items()}
+        datasets = self._datasets()
         check_datasets(self._spec, datasets, self._start)
+        if not only_find:
+            self._overlaps = check_overlap(self._spec, datasets)
+            for overlap in self._overlaps:
+                self._shop.progress.say(f"note: {overlap}")
+
+    def _datasets(self) -> dict[str, ImageDataset]:
+        """What ingest made of the sources, by name."""
+        return {name: ImageDataset.open(self.results[name].path) for name in source_settings(self._spec)}
 
     def _reading(self, name: str, settings: SourceSettings) -> Callable[[StageTask], None]:
         return lambda task: ingest(task, self._sources[name].source, settings.limit, settings.on_bad_image)
@@ -345,6 +357,7 @@ class Run:
             links={"report": REPORT, "distilledSet": location, **self._recorder.links()},
             spec=redact_strings(spec.wire()),
             registered=registered,
+            overlaps=check_overlap(spec, self._datasets()) if self._overlaps is None else self._overlaps,
         )
         write_summary(store, summary)
         self._recorder.finished(summary, write_report(store, summary))

@@ -143,4 +143,5 @@ class Summary(_Record):
     differences: list[Difference] = []  # to random and start, by setting and over all
     links: dict[str, str]  # "report", "distilledSet", "mlflowRun", ... -> URL or path
     registered: Registered | None = None  # None: the spec names no registry
+    overlaps: list[str] = []  # a line for each set of test images that is among others, as the run noted it
     spec: dict[str, Any]

@@ -30,7 +30,7 @@ def _toleration(**settings: Any) -> dict[str, Any]:
 
 
 def _task(name: str) -> dict[str, Any]:
-    return {"name": name, "train": SOURCE, "test": SOURCE}
+    return {"name": name, "train": SOURCE, "test": {**SOURCE, "limit": 10}}
 
 
 def _options(*options: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +102,10 @@ CASES = [
     Case({"preset": "paper", "targets": {"whitening": 1}}),
     Case({"preset": "paper", "trajectories": {"epochs": 3}}),
     Case({"preset": "paper", "trajectories": {"epochs": 2}}, "epochs"),
+    Case({"preset": "paper", "trajectories": {"epochs": 6}, "distill": {"fraction": 0.05}}),
+    Case({"preset": "paper", "trajectories": {"epochs": 5}, "distill": {"fraction": 0.05}}, "epochs"),
+    Case({"preset": "paper", "trajectories": {"epochs": 3}, "distill": {"fraction": 0.04}}),
+    Case({"preset": "paper", "trajectories": {"epochs": 3}, "distill": {"size": 100}}),
     Case({"preset": "paper", "trajectories": {"epochs": 2}, "distill": {"maxStartEpoch": 1}}),
     Case(
         {
@@ -184,6 +188,9 @@ CASES = [
     Case({"evaluate": {"tasks": [_task("a"), _task("b")]}}),
     Case({"evaluate": {"tasks": [_task("a"), _task("a")]}}, "tasks"),
     Case({"evaluate": {"tasks": [_task("A")]}}, "name"),
+    Case({"evaluate": {"tasks": [_task("a") | {"test": SOURCE}]}}, "test"),
+    Case({"evaluate": {"tasks": [_task("a") | {"test": SOURCE, "allowOverlap": True}]}}),
+    Case({"evaluate": {"tasks": [_task("a") | {"train": {**SOURCE, "limit": 10}}]}}, "test"),
     Case({"registry": {"name": "a.b"}}),
     Case({"registry": {"name": "a b"}}, "name"),
     Case({"execution": {"backend": "cron"}}, "backend"),

@@ -21,7 +21,6 @@ _STOOD_FOR = 2**14  # of more points, a random sample tells what each candidate 
 _BLOCK = 1024  # points whose distances are computed at once, in the processor's cache
 
 
-@torch.no_grad()
 def loss_scores(
     network: FlatNetwork, theta: Tensor, examples: Examples, between: Callable[[], None] = lambda: None
 ) -> Tensor:
@@ -31,7 +30,7 @@ def loss_scores(
     images in the order of the dataset. `between` is called after every batch.
     """
     scores = list[Tensor]()
-    with examples.feed(batches_of(len(examples), _BATCH)) as fed:
+    with torch.no_grad(), examples.feed(batches_of(len(examples), _BATCH)) as fed:
         for images, targets in fed:
             scores.append((network(theta, images) - targets).square().mean(1))
             between()

@@ -102,7 +102,7 @@ class Steps:
         return self.held(theta, x, y).products(b)
 
 
-class CompiledSteps(Steps):
+class CompiledSteps(Steps):  # pragma: no mutate block
     """The same derivatives by torch.compile: one graph of fused kernels each, compiled when first used.
 
     Where compiling fails (no compiler, an accelerator that it does not know) the step is taken eagerly, from there on

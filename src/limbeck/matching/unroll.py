@@ -75,7 +75,6 @@ def next_velocity(velocity: Tensor, gradient: Tensor, theta: Tensor, inner: Inne
     return inner.momentum * velocity + gradient if inner.momentum else gradient
 
 
-@torch.no_grad()
 def run_inner_loop(
     steps: Steps,
     theta: Tensor,
@@ -103,21 +102,21 @@ def run_inner_loop(
     path = Trajectory([theta.detach()], [])
     images, targets, rate = images.detach(), targets.detach(), rate.detach()
     velocity = torch.zeros_like(path.final)
-    for k, batch in enumerate(batches):
-        theta = path.final
-        x, y = _seen(images, batch, len(theta), moves, k), pick(targets, batch, len(theta))
-        if k >= len(batches) - hold:
-            path.held[k] = steps.held(theta, x, y)
-            gradient = path.held[k].gradient.detach()
-        else:
-            gradient, _ = steps.gradient(theta, x, y)
-        velocity = next_velocity(velocity, gradient, theta, inner)
-        path.velocities.append(velocity)
-        path.thetas.append(theta - rate * velocity)
+    with torch.no_grad():
+        for k, batch in enumerate(batches):
+            theta = path.final
+            x, y = _seen(images, batch, len(theta), moves, k), pick(targets, batch, len(theta))
+            if k >= len(batches) - hold:
+                path.held[k] = steps.held(theta, x, y)
+                gradient = path.held[k].gradient.detach()
+            else:
+                gradient, _ = steps.gradient(theta, x, y)
+            velocity = next_velocity(velocity, gradient, theta, inner)
+            path.velocities.append(velocity)
+            path.thetas.append(theta - rate * velocity)
     return path
 
 
-@torch.no_grad()
 def replay_gradient(
     steps: Steps,
     trajectory: Trajectory,
@@ -137,21 +136,22 @@ def replay_gradient(
     image_gradient, target_gradient = torch.zeros_like(images), torch.zeros_like(targets)
     rate_gradient = torch.zeros_like(rate)
     a, b = adjoint.detach(), torch.zeros_like(adjoint)
-    for k in range(len(batches) - 1, -1, -1):
-        theta, batch = trajectory.thetas[k], batches[k]
-        rate_gradient -= (a * trajectory.velocities[k]).sum()
-        b = b - rate * a
-        held = trajectory.held.pop(k, None)
-        if held is None:
-            x, y = _seen(images, batch, len(theta), moves, k), pick(targets, batch, len(theta))
-            products = steps.products(theta, x, y, b)
-        else:
-            products = held.products(b)
-        del held
-        a = a + products.theta + inner.weight_decay * b
-        b = inner.momentum * b
-        _add(image_gradient, batch, products.images if moves is None else moves[k].adjoint(products.images))
-        _add(target_gradient, batch, products.targets)
+    with torch.no_grad():
+        for k in range(len(batches) - 1, -1, -1):
+            theta, batch = trajectory.thetas[k], batches[k]
+            rate_gradient -= (a * trajectory.velocities[k]).sum()
+            b = b - rate * a
+            held = trajectory.held.pop(k, None)
+            if held is None:
+                x, y = _seen(images, batch, len(theta), moves, k), pick(targets, batch, len(theta))
+                products = steps.products(theta, x, y, b)
+            else:
+                products = held.products(b)
+            del held
+            a = a + products.theta + inner.weight_decay * b
+            b = inner.momentum * b
+            _add(image_gradient, batch, products.images if moves is None else moves[k].adjoint(products.images))
+            _add(target_gradient, batch, products.targets)
     return SyntheticGradient(image_gradient, target_gradient, rate_gradient)
 
 
