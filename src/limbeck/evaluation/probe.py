@@ -1,4 +1,4 @@
-"""The linear probe: multinomial logistic regression on standardised features, by L-BFGS in float64.
+"""The linear probe: multinomial logistic regression on standardised features, by SciPy's L-BFGS in float64.
 
 Features are standardised by the images that the probe is fitted on, so a probe does not depend on their scale.
 The weight of the ridge is chosen on held-out labels from a grid that is the same for every method.
@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -93,33 +95,32 @@ def _minimum(rows: Tensor, labels: Tensor, start: Tensor, ridge: float, iteratio
     Raises:
         FloatingPointError: it is not finite, or it was not reached.
     """
-    parameters = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [parameters],
-        max_iter=iterations,
-        max_eval=2 * iterations,
-        tolerance_grad=tolerance,
-        tolerance_change=0.0,
-        history_size=_HISTORY,
-        line_search_fn="strong_wolfe",
+    from scipy.optimize import minimize  # slow to import
+
+    count, wanted = len(rows), functional.one_hot(labels, start.shape[1]).double()
+
+    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        parameters = torch.from_numpy(flat).reshape(start.shape).to(rows.device)
+        weight, bias = parameters[:-1], parameters[-1]
+        scores = (rows @ weight + bias).log_softmax(1)
+        loss = -(scores * wanted).sum() / count + ridge * weight.square().sum()
+        residual = (scores.exp() - wanted) / count
+        gradient = torch.cat([rows.T @ residual + 2.0 * ridge * weight, residual.sum(0, keepdim=True)])
+        return loss.item(), gradient.flatten().cpu().numpy()
+
+    found = minimize(
+        objective,
+        start.flatten().cpu().numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": iterations, "maxfun": 2 * iterations, "gtol": tolerance, "ftol": 0.0, "maxcor": _HISTORY},
     )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(rows @ parameters[:-1] + parameters[-1], labels)
-        loss = loss + ridge * parameters[:-1].square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    closure()
-    assert parameters.grad is not None
-    if not parameters.isfinite().all():
+    if not np.isfinite(found.x).all():
         raise FloatingPointError(f"the probe's weights are not finite with ridge {ridge:g}")
-    left = parameters.grad.abs().max().item()
+    left = float(np.abs(found.jac).max())
     if left > tolerance:
         raise FloatingPointError(
-            f"after {iterations} iterations the probe's gradient is {left:.1e}, not {tolerance:g}, ridge {ridge:g}; "
+            f"after {found.nit} iterations the probe's gradient is {left:.1e}, not {tolerance:g}, ridge {ridge:g}; "
             "raise spec.evaluate.probe.iterations, or leave out small ridges"
         )
-    return parameters.detach()
+    return torch.from_numpy(found.x).reshape(start.shape).to(rows.device)
