@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -23,7 +22,7 @@ from limbeck.data.feed import Examples
 from limbeck.data.targets import open_targets
 from limbeck.errors import InputError
 from limbeck.interrupt import Stopped, StopRequest
-from limbeck.matching.experts import train_experts
+from limbeck.matching.experts import listed_places, train_experts
 from limbeck.matching.steps import Steps, student_loss
 from limbeck.nn.encoders import build_student, student_config
 from limbeck.nn.flat import FlatNetwork
@@ -151,7 +150,7 @@ def test_an_expert_alone_equals_that_expert_of_many(finished):
     dataset = ImageDataset.open(finished / "ingest" / stages["ingest source"].key)
     targets = open_targets(file_of(finished, "targets", "targets.safetensors").parent)
     examples = Examples.normalized(dataset.images, dataset.mean, dataset.std, torch.device("cpu"), targets)
-    places = json.loads(file_of(finished, "trajectories", "experts.json").read_text())["experts"]
+    places = listed_places(file_of(finished, "trajectories", "experts.json").parent)
     for index in (2, 0):
         student = build_student(student_config(spec), targets.shape[1], spec.seed, "expert", index)
         (alone,) = train_experts(
