@@ -1,9 +1,8 @@
 """What was verified here before: a file that looks untouched since then is not read again.
 
 Beside the files of a result lies `.verified`: the sha256 that was read of each, and its size, times of change and inode
-at that moment. It is a hint. Where it is damaged, missing or cannot be written, files are read as if nobody had done so.
-A change that leaves all of these as they were, such as a failing disk's, is found by `limbeck store verify` alone, which
-reads everything.
+at that moment. It is a hint: where it is damaged, missing or cannot be written, all files are read. A change that
+leaves all of these as they were, such as a failing disk's, is found by `limbeck store verify` alone, which reads all.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Verified:
         """Remember that all files are whole: they were read since this object was made."""
         if not self.suspects:
             return
-        whole = {
+        whole: dict[str, list[str | int]] = {
             entry.path: [entry.sha256, *look]
             for entry in self._manifest.files
             if (look := self._looks[entry.path]) is not None
