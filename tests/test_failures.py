@@ -90,7 +90,7 @@ def test_a_run_whose_disk_is_full_says_so_in_a_line_and_goes_on_when_there_is_ro
         ("ingest", OSError(errno.EDQUOT, "Disk quota exceeded"), ["ingest: ", "the disk is full"]),
         ("ingest", WorkError("/x: cannot be written: No space left on device"), ["ingest: ", "the disk is full"]),
         ("teacher", CUDA, ["teacher: the accelerator's memory does not suffice", "20.00 MiB", "spec.teacher.batch"]),
-        ("expert", CUDA, ["trajectories: ", "spec.trajectories.batch or spec.execution.engine.expertsTogether"]),
+        ("expert", CUDA, ["trajectories: ", "spec.trajectories.batch or spec.trajectories.together"]),
         ("distill", CUDA, ["spec.distill.innerBatch, spec.distill.pairs or spec.execution.engine.memoryBudget"]),
         ("encoder", CUDA, ["evaluate: ", "spec.evaluate.batch"]),
         ("targets", CUDA, ["targets: ", "use a machine with more memory"]),

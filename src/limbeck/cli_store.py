@@ -61,7 +61,10 @@ def ls(output: OutputArgument, as_json: JsonOption = False) -> None:
 
 @store.command()
 def verify(output: OutputArgument) -> None:
-    """Check every result against its manifest, where it lies."""
+    """Read every result, where it lies, and check it against its manifest.
+
+    A run does not read again what looks untouched since it was last verified; this does.
+    """
     from limbeck.store.survey import survey
     from limbeck.store.survey import verify as verify_one
 

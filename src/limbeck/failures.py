@@ -14,10 +14,16 @@ from limbeck.errors import InputError, WorkError
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NO_SPACE, _LINE = os.strerror(errno.ENOSPC), "the disk is full"
-_STAGES = {"encoder": "evaluate", "expert": "trajectories", "start": "distill"}  # of results that stages are made of
+_STAGES = {
+    "encoder": "evaluate",
+    "probe": "evaluate",
+    "expert": "trajectories",
+    "scores": "select",
+    "start": "distill",
+}  # of results that stages are made of
 _LOWER = {
     "teacher": "lower spec.teacher.batch",
-    "trajectories": "lower spec.trajectories.batch or spec.execution.engine.expertsTogether",
+    "trajectories": "lower spec.trajectories.batch or spec.trajectories.together",
     "distill": "lower spec.distill.innerBatch, spec.distill.pairs or spec.execution.engine.memoryBudget",
     "evaluate": "lower spec.evaluate.batch",
 }

@@ -225,6 +225,16 @@ class Trajectories(Section):
         description="CPU threads an expert is trained with, which shape the last bits of its sums; by default 1 for a "
         "very small network and else 2, on whatever machine.",
     )
+    together: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Experts trained side by side, which shapes the last bits of their sums: those of index 0 to "
+        "together - 1, and so on. A group is trained whole, even where one of it is missing, so experts should be a "
+        "multiple. By default 1 on a CPU, where more do not pay, and on an accelerator 10, 5, 4, 2 or 1: the larger "
+        "batch, image and student, the fewer, whatever memory is free. Each worker of a fan-out trains whole groups: "
+        "1 uses most of them. It replaces execution.engine.expertsTogether.",
+    )
     precision: Precision = Field(
         "float32", description="Arithmetic of the experts' networks; parameters stay in float32."
     )
@@ -842,13 +852,6 @@ class Engine(Section):
         None,
         description="Memory for holding the graphs of inner steps, which saves computing them twice, as a Kubernetes "
         "quantity; 0 holds none. By default half of what is free on an accelerator, 512Mi on the CPU.",
-    )
-    experts_together: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="Experts trained at once; by default as many as fit on an accelerator, up to 16, and one on the "
-        "CPU.",
     )
 
 

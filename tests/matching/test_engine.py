@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.errors import WorkError
-from limbeck.matching.engine import Work, choose_layout, choose_steps, choose_together, stack_bytes
+from limbeck.matching.engine import Work, choose_layout, choose_steps, stack_bytes
 from limbeck.matching.steps import CompiledSteps, Steps, held_bytes, student_loss
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
@@ -77,10 +77,3 @@ def test_a_stack_s_memory_is_foreseen():
     four = [tensor.repeat(4, *[1] * (tensor.dim() - 1)) for tensor in (theta, x, y)]
     assert stack_bytes(steps, theta, x, y, 4) == pytest.approx(held_bytes(steps, *four), rel=0.05)
     assert stack_bytes(steps, theta, x, y, 1) == held_bytes(steps, theta, x, y)
-
-
-def test_on_the_cpu_experts_are_trained_one_at_a_time_unless_the_spec_says_otherwise():
-    arguments = one_step()
-    assert choose_together(*arguments, 9, Engine(), CPU) == 1
-    assert choose_together(*arguments, 9, Engine(experts_together=4), CPU) == 4
-    assert choose_together(*arguments, 3, Engine(experts_together=4), CPU) == 3

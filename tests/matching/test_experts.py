@@ -10,7 +10,7 @@ import torch
 from limbeck.checkpoint import Checkpoint, save_tensors
 from limbeck.data.feed import Examples
 from limbeck.interrupt import Stopped, StopRequest
-from limbeck.matching.experts import FILE, LIST, Experts, expert_steps, train_experts
+from limbeck.matching.experts import FILE, PLACES, Experts, divergence, expert_steps, train_experts
 from limbeck.matching.steps import Steps, student_loss
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
@@ -140,12 +140,25 @@ def test_experts_side_by_side_equal_those_trained_alone(norm):
     assert not torch.equal(together[0].theta[1], together[1].theta[1])
 
 
-def test_the_one_of_a_group_that_diverges_is_named():
+def broken(index):
+    module = student(index)
     with torch.no_grad():
-        broken = student(1)
-        broken.head.bias.fill_(1e30)
-    with pytest.raises(FloatingPointError, match="expert 7 is not finite in epoch 1"):
-        side_by_side([student(0), broken, student(2)], indices=[6, 7, 8])
+        module.head.bias.fill_(1e30)
+    return module
+
+
+def test_the_one_of_a_group_that_diverges_is_named_and_leaves_the_others_alone():
+    found = side_by_side([student(0), broken(1), student(2)], indices=[6, 7, 8])
+    faults = [divergence(index, expert.losses) for index, expert in zip((6, 7, 8), found, strict=True)]
+    assert [fault and str(fault) for fault in faults] == [None, "the loss of expert 7 is not finite in epoch 1", None]
+    whole = side_by_side([student(0), student(1), student(2)], indices=[6, 7, 8])
+    for beside in (0, 2):
+        assert torch.equal(found[beside].theta, whole[beside].theta)
+
+
+def test_a_group_whose_experts_all_diverge_ends_at_once():
+    with pytest.raises(FloatingPointError, match="the losses of experts 6, 7 are not finite in epoch 1"):
+        side_by_side([broken(0), broken(1)], indices=[6, 7])
 
 
 def test_snapshots_are_read_one_by_one_from_disk(tmp_path):
@@ -153,7 +166,7 @@ def test_snapshots_are_read_one_by_one_from_disk(tmp_path):
     for index, expert in enumerate(experts):
         save_tensors(tmp_path / "expert" / str(index) / FILE, {"theta": expert.theta, "losses": expert.losses})
     entries = [{"stage": "expert", "key": str(index), "digest": f"d{index}"} for index in range(2)]
-    (tmp_path / LIST).write_text(json.dumps({"experts": entries}))
+    (tmp_path / PLACES).write_text(json.dumps({"experts": entries}))
     asked = []
 
     def locate(stage, key, digest):

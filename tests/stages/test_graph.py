@@ -29,6 +29,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("trajectories.experts", 4, {"trajectories"}),
     ("trajectories.batch", 32, {"trajectories"}),
     ("trajectories.sharpnessRadius", 0.1, {"trajectories"}),
+    ("trajectories.together", 3, {"trajectories"}),
     ("trajectories.optimizer", {"momentum": 0.5}, {"trajectories"}),
     ("trajectories.optimizer", {"rate": 0.2}, {"trajectories", "evaluate"}),  # also the baselines' rate
     ("distill.size", 11, {"select", "evaluate"}),  # for the rest, the selection's digest tells it
@@ -112,6 +113,7 @@ def test_an_expert_does_not_know_how_many_there_are_or_what_comes_after_it(field
         ("seed", 1),
         ("trajectories.batch", 32),
         ("trajectories.threads", 2),
+        ("trajectories.together", 3),
         ("student.width", 16),
         ("distill.expertGap", 3),
         ("source.imageSize", 16),

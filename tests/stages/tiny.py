@@ -143,13 +143,13 @@ class StopAt(Lines):
 
 
 def result_files(output: Path) -> dict[str, str]:
-    """sha256 of every file of every result, but for manifests, which hold timings, and marks of when one was used."""
+    """sha256 of all files of results, but for manifests, which hold timings, and marks of use and verification."""
     return {
         path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(output.rglob("*"))
         if path.is_file()
         and path.relative_to(output).parts[0] not in ("runs", "work")
-        and path.name not in ("manifest.json", ".used")
+        and path.name not in ("manifest.json", ".used", ".verified")
     }
 
 

@@ -33,6 +33,7 @@ from limbeck.fanout.messages import (
     event_line,
     read_event,
 )
+from limbeck.matching.groups import group_size, grouped
 from limbeck.storage import Access
 from limbeck.version import __version__
 
@@ -115,23 +116,31 @@ class Driver(_Work):
 
         settings, total = self._settings, ray.cluster_resources()
         gpus, cards = settings.gpus_per_worker, total.get("GPU", 0.0)
+        most = self._most(accelerated=cards > 0 and gpus != 0)
         if self._job.parts is not None:  # images are decoded by the CPU
             gpus = 0.0
         elif gpus is None:
             gpus = min(1.0, cards)
             if self._job.address is None:  # all the workers of this machine share its cards
-                gpus = min(gpus, cards / self._job.most)
+                gpus = min(gpus, cards / most)
         bundle = {"CPU": self._job.cpus, **settings.resources}
         if gpus:
             bundle["GPU"] = gpus
         if settings.accelerator_type is not None:
             bundle[f"accelerator_type:{settings.accelerator_type}"] = 1e-3
         workers = self._job.workers or max(1, _room(bundle))
-        workers = min(workers, self._job.most)
+        workers = min(workers, most)
         fewest = min(workers, settings.min_workers or workers)
         if self._job.address is not None or set(bundle) != {"CPU"}:  # CPUs Ray was told to have, where it starts here
             self._check_places(bundle, fewest, total)
         return (fewest, workers), bundle
+
+    def _most(self, *, accelerated: bool) -> int:
+        """How many workers have something to do: experts are trained in groups, larger ones on accelerators."""
+        job = self._job
+        if not job.experts:
+            return job.most
+        return min(job.most, len(grouped(job.experts, group_size(job.spec, accelerated=accelerated))))
 
     def _check_places(self, bundle: dict[str, float], workers: int, total: Mapping[str, float]) -> None:
         """Reserve the workers' places for a moment: are there enough, and is limbeck there, in this version?"""

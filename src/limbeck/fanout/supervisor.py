@@ -41,6 +41,7 @@ from limbeck.fanout.messages import (
 )
 from limbeck.interrupt import Stopped, StopRequest
 from limbeck.matching.experts import expert_steps
+from limbeck.matching.groups import group_size, grouped
 from limbeck.progress import Bar
 from limbeck.progress import Progress as Display
 from limbeck.spec import DistillationSpec
@@ -130,7 +131,8 @@ class RayFanout:
         spec = task.spec
         images = len(ImageDataset.open(task.inputs["dataset"].path))
         each = expert_steps(images, spec.trajectories.batch, spec.expert_epochs)
-        job = self._job(task, "trajectories", most=len(indices), experts=list(indices))
+        most = len(grouped(indices, group_size(spec, accelerated=False)))  # the driver sees whether there are GPUs
+        job = self._job(task, "trajectories", most=most, experts=list(indices))
         total, done = spec.trajectories.experts * each, (spec.trajectories.experts - len(indices)) * each
         with task.shop.progress.bar("trajectories", total, "steps", done) as bar:
             ended = self._run(job, bar)

@@ -150,6 +150,7 @@ def _work(job: Job, store: Store, reporter: _Reporter, rank: int, ranks: int, cp
 
     from limbeck.data.workers import available_cores
     from limbeck.fanout.parts import make_parts
+    from limbeck.matching.groups import group_size, share
     from limbeck.memory import keep_freed_memory
     from limbeck.ranks import anyone
     from limbeck.stages.distill import distill
@@ -175,7 +176,8 @@ def _work(job: Job, store: Store, reporter: _Reporter, rank: int, ranks: int, cp
         return []
     if job.result is None:
         maker = ExpertMaker(StageTask(job.spec, shop, inputs, Path()))
-        untrained = maker.make(job.experts[rank::ranks])
+        together = group_size(job.spec, accelerated=device.type == "cuda")
+        untrained = maker.make(share(job.experts, together, rank, ranks))
         return [Failure(index=entry.index, cause=entry.cause) for entry in untrained]
     made = job.result
     identity = Identity(made.stage, made.version, made.section, made.inputs)

@@ -1,4 +1,4 @@
-"""How steps are taken here: compiled or not, how many are held, how many networks at once.
+"""How steps are taken here: compiled or not, how many are held, how many pairs at once.
 
 None of it changes a result beyond rounding, so it stands in `execution` and in no stage's key. On the CPU every choice
 depends on the spec and the number of threads alone, so that a resumed run chooses as the cut one did.
@@ -23,7 +23,6 @@ GRADIENT_FORWARDS, PRODUCT_FORWARDS = 3, 8
 
 # Eager rate in FLOP/s a CPU thread, and the work in seconds from which a minute of compiling is worth a fifth of it.
 _THREAD_RATE, _WORTH = 3.5e10, 600.0
-_MOST_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -98,14 +97,3 @@ def stack_bytes(steps: Steps, theta: Tensor, x: Tensor, y: Tensor, networks: int
     few = min(networks, 2)
     stack = (tensor.expand(few, *tensor.shape[1:]).contiguous() for tensor in (theta, x, y))
     return held_bytes(steps, *stack) * networks // few
-
-
-def choose_together(
-    steps: Steps, theta: Tensor, x: Tensor, y: Tensor, most: int, engine: Engine, device: torch.device
-) -> int:
-    """How many experts to train at once: one on the CPU, where stacking does not pay; else as memory allows."""
-    if engine.experts_together is not None:
-        return min(most, engine.experts_together)
-    if device.type != "cuda":
-        return 1
-    return max(1, min(most, _MOST_TOGETHER, automatic_budget(device) // max(1, 2 * held_bytes(steps, theta, x, y))))

@@ -2,11 +2,13 @@
 
 An expert is a file with `theta` f32[epochs + 1, P], its parameters at the start and after every epoch, and `losses`
 f32[epochs], the mean training loss of every epoch. All its randomness comes from (seed, index): it does not matter
-which process trains it, or how many others there are.
+which process trains it, or how many others there are. How many networks are stacked does, for the last bits
+(`limbeck.matching.groups`). A longer expert begins as a shorter one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -28,9 +30,11 @@ from limbeck.nn.encoders import Student
 from limbeck.nn.flat import flatten
 from limbeck.seeding import generator
 from limbeck.spec import Jitter, Sgd
+from limbeck.store import Result
 
 FILE = "expert.safetensors"
 LIST = "experts.json"
+PLACES = "origin-experts.json"  # by its name no part of the digest: the same epochs of longer experts are the same
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +66,7 @@ def train_experts(
     """Train students on the full data with mean squared error to the targets (section 4 of the paper), side by side.
 
     Each has its own parameters, its own order of the images and no part in the others: it equals the one trained
-    alone to within rounding.
+    alone to within rounding. One that diverges does not stop the others.
 
     Args:
         students: their initial parameters are theta_0; they are left as they are.
@@ -81,7 +85,7 @@ def train_experts(
         augmentation: how the images of every step are changed.
 
     Raises:
-        FloatingPointError: the loss of one is no longer finite.
+        FloatingPointError: the losses of all are no longer finite.
         Stopped: a stop was asked for.
     """
     device = examples.device
@@ -135,16 +139,28 @@ def train_experts(
                 theta = theta - optimizer.rate * velocity
                 total += values
                 steps_done(1)
-            for index, value in zip(indices, total.tolist(), strict=True):
-                if not math.isfinite(value):
-                    raise FloatingPointError(f"the loss of expert {index} is not finite in epoch {epoch + 1}")
             snapshots.append(theta.cpu())
             losses.append(total.cpu() / count_steps)
+            faults = [*map(divergence, indices, torch.stack(losses, dim=1))]
+            if len(faults) > 1 and None not in faults:
+                raise FloatingPointError(
+                    f"the losses of experts {', '.join(map(str, indices))} are not finite in epoch {epoch + 1}"
+                )
+            if len(faults) == 1 and faults[0] is not None:
+                raise faults[0]
             total, first_step = torch.zeros_like(total), 0
     return [
         Expert(torch.stack([s[k] for s in snapshots]), torch.stack([loss[k] for loss in losses]))
         for k in range(len(indices))
     ]
+
+
+def divergence(index: int, losses: Tensor) -> FloatingPointError | None:
+    """What is wrong with an expert whose losses f32[epochs] are not all finite."""
+    for epoch, loss in enumerate(losses.tolist(), 1):
+        if not math.isfinite(loss):
+            return FloatingPointError(f"the loss of expert {index} is not finite in epoch {epoch}")
+    return None
 
 
 def _moved(images: Tensor, seed: int, indices: Sequence[int], epoch: int, step: int) -> Tensor:
@@ -159,6 +175,36 @@ def expert_steps(count: int, batch: int, epochs: int) -> int:
     return count // min(batch, count) * epochs
 
 
+def write_list(folder: Path, experts: Sequence[Result], epochs: int) -> None:
+    """List finished experts, in order: in `LIST` the sha256 of the snapshots to `epochs`, in `PLACES` where they are.
+
+    The first is what a trajectories result consists of. The experts may be longer.
+    """
+    digests = [_snapshot_digests(expert.path / FILE, epochs) for expert in experts]
+    (folder / LIST).write_text(json.dumps({"experts": [{"snapshots": each} for each in digests]}, indent=2) + "\n")
+    places = [
+        {"stage": expert.manifest.stage, "key": expert.manifest.key, "digest": expert.digest} for expert in experts
+    ]
+    (folder / PLACES).write_text(json.dumps({"experts": places}, indent=2) + "\n")
+
+
+def listed_snapshots(trajectories: Path) -> list[list[str]]:
+    """The sha256 of every expert's parameters at the start and after every epoch."""
+    return [entry["snapshots"] for entry in json.loads((trajectories / LIST).read_text())["experts"]]
+
+
+def listed_places(trajectories: Path) -> list[dict[str, str]]:
+    """Every expert's stage, key and digest."""
+    places: list[dict[str, str]] = json.loads((trajectories / PLACES).read_text())["experts"]
+    return places
+
+
+def _snapshot_digests(file: Path, epochs: int) -> list[str]:
+    with safe_open(file, framework="np") as handle:
+        theta = handle.get_slice("theta")
+        return [hashlib.sha256(theta[epoch].tobytes()).hexdigest() for epoch in range(epochs + 1)]
+
+
 class Experts:
     """The finished experts of a `trajectories` result; snapshots are read from disk as they are asked for."""
 
@@ -168,7 +214,7 @@ class Experts:
     @classmethod
     def listed(cls, trajectories: Path, locate: Callable[[str, str, str], Path]) -> Experts:
         """Those that a trajectories folder lists; `locate(stage, key, digest)` gives a result's folder."""
-        entries = json.loads((trajectories / LIST).read_text())["experts"]
+        entries = listed_places(trajectories)
         return cls([locate(entry["stage"], entry["key"], entry["digest"]) / FILE for entry in entries])
 
     def __len__(self) -> int:

@@ -43,13 +43,14 @@ def train_ssl(
         settings: algorithm, epochs, batch, projection, optimiser and augmentation.
         device: where to train.
         seed: of the projection head, the order of the images and the views.
-        checkpoint: where the state is saved after an epoch, and found again.
+        checkpoint: where the state is saved from time to time and when a stop is asked for, and found again.
         stop: looked at between steps.
         progress: gets a bar called teacher, and is told how the images are fed.
         epoch_done: called after every epoch with its number, from 0, and its mean loss.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
+        Stopped: a stop was asked for.
         ImportError: lightly or kornia is not installed.
     """
     count = len(dataset)
@@ -69,29 +70,36 @@ def train_ssl(
         lr=settings.optimizer.rate,
         weight_decay=settings.optimizer.weight_decay,
     )
-    first, losses = 0, list[float]()
+    first_epoch, first_step, losses = 0, 0, list[float]()
+    total = torch.zeros((), dtype=torch.float64, device=device)
     saved = checkpoint.load()
     if saved is not None:
         tensors, values = saved
         unpack(encoder, tensors, "encoder")
         unpack(head, tensors, "head")
         unpack_optimizer(optimizer, tensors, "optimizer")
-        first, losses = values["epochs"], values["losses"]
+        total = tensors.get("total", total).to(device)  # earlier versions saved between epochs
+        first_epoch, first_step, losses = values["epochs"], values.get("step", 0), values["losses"]
 
-    def save(epochs: int) -> None:
+    def save(epoch: int, step: int) -> None:
         state = {**pack(encoder, "encoder"), **pack(head, "head"), **pack_optimizer(optimizer, "optimizer")}
-        checkpoint.save(state, {"epochs": epochs, "losses": losses})
+        checkpoint.save(state | {"total": total}, {"epochs": epoch, "step": step, "losses": losses})
 
     def batches() -> Iterator[Tensor]:
-        for epoch in range(first, settings.epochs):
+        begun = first_step * batch
+        for epoch in range(first_epoch, settings.epochs):
             order = torch.randperm(count, generator=generator(seed, "teacher", "order", epoch))
-            yield from order.to(examples.index_device)[: steps * batch].split(batch)
+            yield from order.to(examples.index_device)[begun : steps * batch].split(batch)
+            begun = 0
 
-    bars = progress.bar("teacher", settings.epochs * steps, "steps", first * steps)
+    bars = progress.bar("teacher", settings.epochs * steps, "steps", first_epoch * steps + first_step)
     with bars as bar, examples.feed(batches()) as fed:
-        for epoch in range(first, settings.epochs):
-            total, note = torch.zeros((), dtype=torch.float64, device=device), ""
-            for step in range(steps):
+        for epoch in range(first_epoch, settings.epochs):
+            note = ""
+            for step in range(first_step, steps):
+                if stop.requested or checkpoint.due():
+                    save(epoch, step)
+                stop.check()
                 done = epoch * steps + step
                 for group in optimizer.param_groups:
                     group["lr"] = _rate(settings, settings.optimizer, done, steps)
@@ -108,13 +116,11 @@ def train_ssl(
                 if step % _NOTE_EVERY == 0:
                     note = f"loss {total.item() / (step + 1):.4g}"
                 bar.advance(note=note)
-                stop.check()
             if not math.isfinite(total.item()):
                 raise FloatingPointError(f"the loss is not finite in epoch {epoch + 1}")
             losses.append(total.item() / steps)
             epoch_done(epoch, losses[-1])
-            if checkpoint.due():
-                save(epoch + 1)
+            total, first_step = torch.zeros_like(total), 0
     encoder.to(memory_format=torch.contiguous_format).eval()
     return losses
 

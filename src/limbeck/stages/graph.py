@@ -51,7 +51,8 @@ _OF_TRAJECTORIES = (  # settings of distill that krrSt does not look at
     "rateStep",
 )
 INGEST_VERSION = 2
-EXPERT_VERSION = 1  # of each expert that trajectories makes
+EXPERT_VERSION = 2  # of each expert that trajectories makes
+SCORES_VERSION = 1  # of the losses that select chooses by
 ENCODER_VERSION = 2  # of each encoder that evaluate makes
 
 
@@ -119,7 +120,7 @@ def _register(spec: DistillationSpec, images: int) -> dict[str, Any]:
 STAGES: tuple[Stage, ...] = (
     Stage("teacher", 1, ("dataset",), _teacher),
     Stage("targets", 2, ("dataset", "teacher"), _targets),
-    Stage("trajectories", 1, ("dataset", "targets"), _trajectories),
+    Stage("trajectories", 2, ("dataset", "targets"), _trajectories),
     Stage("select", 1, ("dataset", "targets", "trajectories"), _select),
     Stage("distill", 3, ("dataset", "teacher", "targets", "trajectories", "select"), _distill),
     Stage("evaluate", 2, ("dataset", "teacher", "targets", "select", "distill", "tasks"), _evaluate),

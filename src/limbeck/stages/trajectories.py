@@ -7,7 +7,6 @@ or by the workers of `task.shop.fanout`; the bytes are the same.
 
 from __future__ import annotations
 
-import json
 import logging
 import traceback
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ import torch
 from limbeck.checkpoint import Checkpoint, save_tensors
 from limbeck.errors import WorkError
 from limbeck.interrupt import Stopped
-from limbeck.matching.engine import GRADIENT_FORWARDS, Work, choose_steps, choose_together
-from limbeck.matching.experts import FILE, LIST, Expert, expert_steps, train_experts
+from limbeck.matching.engine import GRADIENT_FORWARDS, Work, choose_steps
+from limbeck.matching.experts import FILE, Expert, divergence, expert_steps, train_experts, write_list
+from limbeck.matching.groups import group_of, group_size, grouped
 from limbeck.matching.steps import Steps
 from limbeck.nn.encoders import Student, build_student, student_config
 from limbeck.nn.flat import FlatNetwork
@@ -32,6 +32,7 @@ from limbeck.store import Identity, Result
 from limbeck.threads import expert_threads, threads
 
 _PATIENCE = 3  # failures in a row after which a worker tries no more
+_USUAL_EPOCHS = 100  # of all experts, by which it is decided whether compiling pays: whatever their number, alike
 
 log = logging.getLogger(__name__)
 
@@ -41,50 +42,54 @@ def expert_identity(spec: DistillationSpec, index: int, dataset: str, targets: s
     section = {
         "index": index,
         "seed": spec.seed,
-        "epochs": spec.expert_epochs,
         "batch": spec.trajectories.batch,
         "threads": expert_threads(spec),
+        "together": spec.trajectories.together,
         "precision": spec.trajectories.precision,
         "sharpnessRadius": spec.trajectories.sharpness_radius,
         "optimizer": spec.trajectories.optimizer.wire(),
         "student": spec.student.wire(),
         "imageSize": spec.source.image_size,
     }
-    return Identity("expert", EXPERT_VERSION, section, {"dataset": dataset, "targets": targets})
+    inputs = {"dataset": dataset, "targets": targets}
+    return Identity("expert", EXPERT_VERSION, section, inputs, length=spec.expert_epochs)
 
 
 def trajectories(task: StageTask) -> None:
-    """Train the experts that are not there yet; write `experts.json`, where they are and their digests, in order.
+    """Train the experts that are not there yet; write their list, as `limbeck.matching.experts.write_list` says.
 
     Raises:
         WorkError: some experts failed; all of them are named, and the others are kept.
     """
     count, fanout = task.spec.trajectories.experts, task.shop.fanout
-    missing = [index for index in range(count) if find_expert(task, index) is None]
+    missing = [index for index, result in enumerate(find_experts(task, range(count))) if result is None]
     if missing:
         make = ExpertMaker(task).make if fanout is None else partial(fanout.experts, task)
         untrained = make(missing)
         if untrained:
             raise WorkError(_failures(untrained, task.spec))
-    results = [find_expert(task, index) for index in range(count)]
+    results = find_experts(task, range(count))
     lost = [str(index) for index, result in enumerate(results) if result is None]
     if lost:
         where = task.shop.store.url
         raise WorkError(
             f"trajectories: experts {', '.join(lost)} were trained but are not in {where}; do the workers see it?"
         )
-    entries = [
-        {"stage": result.manifest.stage, "key": result.manifest.key, "digest": result.digest}
-        for result in results
-        if result is not None
-    ]
-    (task.out / LIST).write_text(json.dumps({"experts": entries}, indent=2) + "\n")
-    task.refers.extend(f"{entry['stage']}/{entry['key']}" for entry in entries)
+    found = [result for result in results if result is not None]
+    write_list(task.out, found, task.spec.expert_epochs)
+    task.refers.extend(f"{result.manifest.stage}/{result.manifest.key}" for result in found)
 
 
-def find_expert(task: StageTask, index: int) -> Result | None:
-    """A finished expert, or None."""
-    return task.shop.find(_identity(task, index))
+def find_experts(task: StageTask, indices: Sequence[int]) -> list[Result | None]:
+    """Finished experts, None for each that is not there; one with more epochs than wanted is as good."""
+    there = task.shop.store.names("expert")
+
+    def find(index: int) -> Result | None:
+        identity = _identity(task, index)
+        found = (task.shop.find(wanted) for wanted in (identity, *identity.longer(there)))
+        return next((result for result in found if result is not None), None)
+
+    return [find(index) for index in indices]
 
 
 def _identity(task: StageTask, index: int) -> Identity:
@@ -110,6 +115,7 @@ class ExpertMaker:
         spec, self._task = task.spec, task
         self._examples = task.source_examples()
         self._batch = min(spec.trajectories.batch, len(self._examples))
+        self._together = group_size(spec, accelerated=task.shop.device.type == "cuda")
         self._steps_each = expert_steps(len(self._examples), spec.trajectories.batch, spec.expert_epochs)
 
     def make(self, indices: Sequence[int]) -> list[Untrained]:
@@ -123,60 +129,58 @@ class ExpertMaker:
             Stopped: a stop was asked for.
         """
         shop, failed, row = self._task.shop, list[Untrained](), 0
-        missing = [index for index in indices if find_expert(self._task, index) is None]
+        found = find_experts(self._task, indices)
+        missing = [index for index, result in zip(indices, found, strict=True) if result is None]
         if not missing:
             return []
         total, done = len(indices) * self._steps_each, (len(indices) - len(missing)) * self._steps_each
         with threads(expert_threads(self._task.spec)), shop.progress.bar("trajectories", total, "steps", done) as bar:
-            steps, together = self._engine(len(missing))
-            for first in range(0, len(missing), together):
-                for index, cause in self._make_group(missing[first : first + together], steps, bar):
+            steps, groups = self._engine(), grouped(missing, self._together)
+            for position, group in enumerate(groups, 1):
+                for index, cause in self._make_group(group, steps, bar):
                     row = 0 if cause is None else row + 1
                     if cause is not None:
                         failed.append(Untrained(index, cause))
                 if row >= _PATIENCE:
-                    failed += [Untrained(index, None) for index in missing[first + together :]]
+                    failed += [Untrained(index, None) for rest in groups[position:] for index in rest]
                     break
         return failed
 
-    def _make_group(self, group: list[int], steps: Steps, bar: Bar) -> list[tuple[int, str | None]]:
-        """Train a group side by side when the first of it is made, commit each; what went wrong with each, if so."""
-        trained: dict[int, Expert] = {}
-        alone = len(group) == 1
+    def _make_group(self, missing: list[int], steps: Steps, bar: Bar) -> list[tuple[int, str | None]]:
+        """Train the group that these are of, whole, and commit these; what went wrong with each, if so."""
+        group = group_of(missing[0], self._together)
+        trained: list[Expert] = []
 
         def work(folder: Path, index: int) -> list[str]:
-            nonlocal alone
-            if index not in trained and not alone:
-                try:
-                    rest = group[group.index(index) :]
-                    trained.update(zip(rest, self._train(rest, steps, bar, folder), strict=True))
-                except Stopped:
-                    raise
-                except Exception:
-                    log.exception("experts %s failed together; each is tried alone", group)
-                    alone = True
-            if index not in trained:
-                (trained[index],) = self._train([index], steps, bar, folder)
-            expert = trained[index]
+            if not trained:
+                trained.extend(self._train(group, len(missing), steps, bar, folder))
+            expert = trained[index - group.start]
+            fault = divergence(index, expert.losses)
+            if fault is not None:
+                raise fault
             save_tensors(folder / FILE, {"theta": expert.theta, "losses": expert.losses})
             self._task.shop.live.figures(index, {"expert_loss": expert.losses[-1].item()})
             return []
 
         outcomes: list[tuple[int, str | None]] = []
-        for index in group:
+        for position, index in enumerate(missing):
             try:
                 self._task.shop.make(_identity(self._task, index), partial(work, index=index))
             except Stopped:
                 raise
             except Exception as error:
+                cause = self._cause(error)
+                if not trained:  # alone they would be other experts
+                    log.exception("experts %s failed", missing[position:])
+                    return [*outcomes, *((rest, cause) for rest in missing[position:])]
                 log.exception("expert %d failed", index)
-                outcomes.append((index, self._cause(error)))
+                outcomes.append((index, cause))
             else:
                 log.info("expert %d is done", index)
                 outcomes.append((index, None))
         return outcomes
 
-    def _train(self, group: list[int], steps: Steps, bar: Bar, folder: Path) -> list[Expert]:
+    def _train(self, group: range, missing: int, steps: Steps, bar: Bar, folder: Path) -> list[Expert]:
         spec, shop = self._task.spec, self._task.shop
         settings = spec.trajectories
         names = f"expert {group[0] + 1}" if len(group) == 1 else f"experts {group[0] + 1} to {group[-1] + 1}"
@@ -190,7 +194,7 @@ class ExpertMaker:
             seed=spec.seed,
             indices=group,
             stop=shop.stop,
-            steps_done=lambda count: bar.advance(count * len(group), note=f"{names} of {settings.experts}"),
+            steps_done=lambda count: bar.advance(count * missing, note=f"{names} of {settings.experts}"),
             checkpoint=Checkpoint(folder, spec.execution.checkpoint_seconds, shop.store),
             sharpness_radius=settings.sharpness_radius,
             augmentation=spec.student.augmentation,
@@ -201,6 +205,9 @@ class ExpertMaker:
         if isinstance(error, FloatingPointError):
             rate = self._task.spec.trajectories.optimizer.rate
             return f"{error}; lower spec.trajectories.optimizer.rate (now {rate:g})"
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            lower = "batch" if self._together == 1 else f"together (now {self._together}) or batch"
+            return f"the accelerator has too little free memory; lower spec.trajectories.{lower}"
         if isinstance(error, WorkError | OSError):
             return " ".join(str(error).split())
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -210,15 +217,11 @@ class ExpertMaker:
         spec = self._task.spec
         return build_student(student_config(spec), self._examples.target_dimension, spec.seed, "expert", index)
 
-    def _engine(self, count: int) -> tuple[Steps, int]:
-        """The steps, and how many experts to train at once."""
+    def _engine(self) -> Steps:
         spec, shop = self._task.spec, self._task.shop
         network = FlatNetwork(self._student(0).to(shop.device))
-        # all experts, not only the missing ones: a resumed run, or one worker of many, chooses as a whole run does
-        forwards = float(GRADIENT_FORWARDS * self._steps_each * spec.trajectories.experts)
+        epoch = expert_steps(len(self._examples), spec.trajectories.batch, 1)
+        forwards = float(GRADIENT_FORWARDS * epoch * _USUAL_EPOCHS)
         work = Work(network, self._batch, spec.source.image_size, forwards)
         engine = spec.execution.engine
-        steps = choose_steps(work, spec.trajectories.precision, engine, shop.device, shop.progress.say)
-        theta = torch.zeros(1, network.parameter_count, device=shop.device)
-        x, y = self._examples[torch.arange(self._batch)[None]]
-        return steps, choose_together(steps, theta, x, y, count, engine, shop.device)
+        return choose_steps(work, spec.trajectories.precision, engine, shop.device, shop.progress.say)

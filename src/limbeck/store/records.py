@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -83,24 +83,41 @@ class Manifest(_Record):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a result's key is the digest of."""
+    """What a result's key is the digest of.
+
+    Attributes:
+        stage: which makes it.
+        version: of the stage.
+        section: the settings that shape it.
+        inputs: the digests of what it is made from.
+        length: where results of all lengths begin alike, up to 65,535: how far this one goes.
+    """
 
     stage: str
     version: int
     section: Mapping[str, Any]
     inputs: Mapping[str, str]
+    length: int | None = None
 
     @property
     def key(self) -> str:
-        """The content address: 32 hexadecimal digits, a folder name."""
-        return json_digest(
+        """The content address: 32 hexadecimal digits, a folder name; the last four are the length, if it has one."""
+        digest = json_digest(
             {
                 "stage": self.stage,
                 "version": self.version,
                 "section": dict(self.section),
                 "inputs": dict(self.inputs),
             }
-        )[:32]
+        )
+        return digest[:32] if self.length is None else f"{digest[:28]}{self.length:04x}"
+
+    def longer(self, keys: Iterable[str]) -> list[Identity]:
+        """What the same settings and inputs made at a greater length, by the keys of what is there; shortest first."""
+        assert self.length is not None
+        own = self.key[:-4]
+        lengths = sorted(int(key[-4:], 16) for key in keys if key[:-4] == own)
+        return [replace(self, length=length) for length in lengths if length > self.length]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from limbeck.store.objects import Objects
 from limbeck.store.records import MANIFEST, DamagedResultError, FileEntry, Identity, Made, Manifest, Result, digest_of
 from limbeck.store.transfer import Download, Upload, download, md5_of, upload
 from limbeck.store.usage import USED, Usage
+from limbeck.store.verified import Verified
 
 _DOWNLOAD_PATIENCE = 3600.0  # seconds
 _ROUNDS = 20  # of a commit against others that come and go
@@ -106,6 +107,8 @@ class Store:
     def find(self, stage: str, key: str) -> Result | None:
         """The finished result, verified against its manifest; None when there is none, or it is being deleted.
 
+        Files that look untouched since they were last verified are not read again (`limbeck.store.verified`).
+
         Raises:
             DamagedResultError: a file is missing, cut short or altered.
             WorkError: the storage does not answer.
@@ -131,7 +134,7 @@ class Store:
         folder = self._mirror / stage / key
         if self._verified.get((stage, key)) != manifest.digest:
             if self._local:
-                _verify(manifest, folder)
+                Verified(manifest, folder).check()
             else:
                 self._bring(manifest, folder)
             self._verified[stage, key] = manifest.digest
@@ -141,11 +144,13 @@ class Store:
     def _bring(self, manifest: Manifest, folder: Path) -> None:
         self._cache.use(f"{manifest.stage}/{manifest.key}", manifest.size)
         with self._arriving(manifest.stage, manifest.key):  # once a machine: the others wait, and find the files there
+            here = Verified(manifest, folder)
             wanted = [
                 Download(manifest.place(entry.path), folder / entry.path, entry.size, entry.sha256)
-                for entry in manifest.files
+                for entry in here.suspects
             ]
             download(self.objects, wanted, self._progress, f"download {manifest.stage}")
+            here.remember()
         self._cache.touch(f"{manifest.stage}/{manifest.key}")
 
     def holds(self, stage: str, key: str) -> bool:
@@ -415,14 +420,3 @@ _STAGED = ".commit"  # in a scratch folder: what is about to be renamed
 def _entry(folder: Path, name: str) -> FileEntry:
     path = folder / name
     return FileEntry(path=name, size=path.stat().st_size, sha256=file_digest(path))
-
-
-def _verify(manifest: Manifest, folder: Path) -> None:
-    for entry in manifest.files:
-        path = folder / entry.path
-        if not path.is_file():
-            raise DamagedResultError(f"{path} is missing")
-        if path.stat().st_size != entry.size:
-            raise DamagedResultError(f"{path} has {path.stat().st_size} bytes instead of {entry.size}")
-        if file_digest(path) != entry.sha256:
-            raise DamagedResultError(f"{path} is not what its manifest says (sha256 differs)")

@@ -19,6 +19,7 @@ from limbeck.store.objects import Objects, Stat
 from limbeck.store.records import MANIFEST, FileEntry, Manifest
 from limbeck.store.transfer import PIECE, matches
 from limbeck.store.usage import CONDEMNED, USED
+from limbeck.store.verified import RECORD
 from limbeck.summary import Summary
 
 KEY = re.compile(r"[0-9a-f]{32}")  # a folder of another name is somebody's, and nothing of ours
@@ -185,7 +186,10 @@ class Verdict:
 
 
 def verify(objects: Objects, shelf: Shelf) -> Verdict | None:
-    """Check every file of a result where it lies; None where no result is finished."""
+    """Read every file of a result where it lies; None where no result is finished.
+
+    A damaged one in a folder of this machine is forgotten to have been verified, so that the next run sees it, too.
+    """
     if shelf.fault is not None:
         return Verdict(shelf.place, (f"{objects.url(shelf.place)}/{shelf.fault}",), 0, 0)
     if shelf.manifest is None:
@@ -194,6 +198,8 @@ def verify(objects: Objects, shelf: Shelf) -> Verdict | None:
     with ThreadPoolExecutor(_STREAMS) as pool:
         checks = list(pool.map(lambda entry: _check(objects, manifest, entry), manifest.files))
     faults = tuple(fault for fault, _ in checks if fault is not None)
+    if faults and objects.is_local:
+        objects.delete(f"{shelf.place}/{RECORD}")
     vouched = sum(was_vouched for _, was_vouched in checks)
     return Verdict(shelf.place, faults, vouched, len(checks) - vouched)
 

@@ -19,7 +19,7 @@ from limbeck.evaluation.comparison import named_figures
 from limbeck.evaluation.scores import FILE as SCORES
 from limbeck.evaluation.scores import read_scores, recovered_gaps, summarize
 from limbeck.matching.experts import FILE as EXPERT
-from limbeck.matching.experts import LIST
+from limbeck.matching.experts import listed_places, listed_snapshots
 from limbeck.spec import DistillationSpec
 from limbeck.store import Result, Store
 
@@ -51,13 +51,13 @@ def figures_of(stage: str, result: Result, store: Store) -> Iterator[Figure]:
 
 
 def _of_experts(result: Result, store: Store) -> Iterator[Figure]:
-    curves = []
-    for index, entry in enumerate(json.loads((result.path / LIST).read_text())["experts"]):
+    curves, snapshots = [], listed_snapshots(result.path)
+    for index, entry in enumerate(listed_places(result.path)):
         expert = store.find(entry["stage"], entry["key"])
         if expert is None:
             continue
         with safe_open(expert.path / EXPERT, framework="np") as handle:
-            curve: NDArray[np.float32] = handle.get_tensor("losses")
+            curve: NDArray[np.float32] = handle.get_tensor("losses")[: len(snapshots[index]) - 1]  # it may be longer
         curves.append(curve)
         yield "expert_loss", index, float(curve[-1]), None
     if curves:
