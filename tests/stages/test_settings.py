@@ -104,9 +104,7 @@ def plain_expert(spec: DistillationSpec, run: Run, index: int) -> torch.Tensor:
     settings, sgd = spec.trajectories, spec.trajectories.optimizer
     images, targets = data(run)
     module = build_student(student_config(spec), targets.shape[1], spec.seed, "expert", index)
-    optimizer = torch.optim.SGD(
-        module.parameters(), lr=sgd.rate, momentum=sgd.momentum, weight_decay=sgd.weight_decay
-    )
+    optimizer = torch.optim.SGD(module.parameters(), lr=sgd.rate, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
     snapshots, batch = [flatten(module)], settings.batch
     for epoch in range(spec.expert_epochs):
         order = torch.randperm(len(images), generator=generator(spec.seed, "expert", index, "order", epoch))
