@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from limbeck.errors import WorkError
+from limbeck.matching import engine
 from limbeck.matching.engine import Work, choose_layout, choose_steps, choose_together, stack_bytes
 from limbeck.matching.steps import CompiledSteps, Steps, held_bytes, student_loss
 from limbeck.nn.encoders import EncoderConfig, build_student
@@ -84,3 +85,29 @@ def test_on_the_cpu_experts_are_trained_one_at_a_time_unless_the_spec_says_other
     assert choose_together(*arguments, 9, Engine(), CPU) == 1
     assert choose_together(*arguments, 9, Engine(experts_together=4), CPU) == 4
     assert choose_together(*arguments, 3, Engine(experts_together=4), CPU) == 3
+
+
+def test_on_an_accelerator_as_many_experts_are_trained_together_as_half_its_memory_holds(monkeypatch):
+    arguments, cuda = one_step(), torch.device("cuda")
+    each = 2 * held_bytes(*arguments)
+    for budget, most, together in (
+        (5 * each, 9, 5),
+        (6 * each - 1, 9, 5),
+        (5 * each, 3, 3),
+        (99 * each, 99, 16),
+        (1, 9, 1),
+    ):
+        monkeypatch.setattr(engine, "automatic_budget", lambda device, budget=budget: budget)
+        assert choose_together(*arguments, most, Engine(), cuda) == together
+
+
+def test_the_work_in_seconds_is_that_of_its_forward_passes_at_the_rate_of_the_threads():
+    work = Work(NETWORK, 6, 8, 1000.0)
+    assert work.seconds() == pytest.approx(1000 * work.forward_flops() / (3.5e10 * torch.get_num_threads()))
+
+
+@pytest.mark.parametrize(("share", "compiled"), [(0.99, False), (1.0, True)])
+def test_work_of_ten_minutes_is_worth_compiling(share, compiled):
+    forwards = share * 600 / Work(NETWORK, 6, 8, 1.0).seconds()
+    steps = choose_steps(Work(NETWORK, 6, 8, forwards * (1 + 1e-9)), "float32", Engine(), CPU, lambda line: None)
+    assert isinstance(steps, CompiledSteps) == compiled
