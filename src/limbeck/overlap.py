@@ -75,7 +75,7 @@ def row_digests(images: ShardedImages) -> NDArray[np.uint64]:
 
     def block(first: int) -> NDArray[np.uint64]:
         found = images[first : min(first + rows, count)]
-        each = (hashlib.blake2b(row, digest_size=8).digest() for row in found.reshape(len(found), -1))
+        each = (hashlib.blake2b(row.data, digest_size=8).digest() for row in found.reshape(len(found), -1))
         return np.frombuffer(b"".join(each), np.uint64)
 
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
