@@ -13,6 +13,7 @@ from limbeck.matching import selection
 from limbeck.matching.selection import choose, facility_location, k_center, loss_scores, random_subset
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
+from limbeck.seeding import generator
 
 
 def test_a_score_is_an_image_s_own_mean_squared_error():
@@ -144,3 +145,10 @@ def test_more_than_there_are_cannot_be_chosen():
     for function in (k_center, facility_location):
         with pytest.raises(ValueError, match="10 of 9 points"):
             function(points, 10, 0)
+
+
+def test_the_first_centre_comes_from_its_own_stream_of_the_seed():
+    points = np.random.default_rng(0).standard_normal((1000, 2)).astype(np.float32)
+    for seed in (0, 7):
+        first = int(torch.randint(1000, (), generator=generator(seed, "k-center")))
+        assert k_center(points, 3, seed)[0] == first

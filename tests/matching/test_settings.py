@@ -13,6 +13,7 @@ from limbeck.matching.kernel import KernelRegression, ridge_loss
 from limbeck.matching.steps import Steps, student_loss
 from limbeck.matching.synthetic import Snapshot, SyntheticSet
 from limbeck.matching.unroll import InnerLoop, SyntheticGradient, next_velocity
+from limbeck.nn.augmentation import randomly_moved
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork
 from limbeck.seeding import generator
@@ -223,3 +224,15 @@ def test_the_inner_velocity_is_momentum_times_the_last_plus_the_gradient_plus_de
     torch.testing.assert_close(found, momentum * velocity + gradient + decay * theta)
     still = next_velocity(torch.zeros_like(theta), torch.zeros_like(theta), theta, InnerLoop(momentum, decay))
     torch.testing.assert_close(still, decay * theta)  # all that is left where the gradient is zero
+
+
+def test_a_student_of_the_pool_sees_images_that_its_own_stream_moves():
+    examples = Examples.held(REAL, REAL_TARGETS, CPU)
+    kernel = Kernel(pool=1, pool_steps=100, real_batch=4)
+    found = KernelRegression(CONFIG, examples, kernel, rate=0.05, momentum=0.0, seed=6, augmentation="flipShift")
+    theta = found.pack()["thetas"].clone()
+    moved = randomly_moved(SET, generator(6, "krr", 0, 0, "moves", 0))
+    steps = Steps(student_loss(FlatNetwork(build_student(CONFIG, 3, 6))))
+    gradient, _ = steps.gradient(theta, moved[None], SET_TARGETS[None])
+    found.iterate(0, SET, SET_TARGETS)
+    torch.testing.assert_close(found.pack()["thetas"], theta - 0.05 * (gradient + 1e-3 * theta), rtol=1e-4, atol=1e-6)
