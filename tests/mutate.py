@@ -45,9 +45,10 @@ def main() -> None:
     mutmut = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(arguments.processes)]
     subprocess.run([*mutmut, _FIRST], check=True, stdout=subprocess.DEVNULL)
     names = sorted(results())
-    chosen = random.Random(arguments.seed).sample(names, min(arguments.sample, len(names)))
-    untested = {name for name, code in results().items() if code == _UNTESTED}
-    subprocess.run([*mutmut, *(name for name in chosen if name not in untested)], check=True, stdout=subprocess.DEVNULL)
+    random.Random(arguments.seed).shuffle(names)
+    chosen, codes = names[: arguments.sample], results()  # a larger sample holds the smaller one
+    left = [name for name in chosen if codes[name] in (None, _SURVIVED)]  # what was killed once stays killed
+    subprocess.run([*mutmut, *left], check=True, stdout=subprocess.DEVNULL)
     codes = results()
     missed = sorted(name for name in chosen if codes[name] in (None, _SURVIVED, _UNTESTED))
     tried, lived = Counter(map(module, chosen)), Counter(map(module, missed))

@@ -12,12 +12,15 @@ from pydantic import ValidationError
 
 from limbeck import overlap
 from limbeck.data.dataset import ImageDataset
+from limbeck.data.ingest import write_dataset
 from limbeck.data.shards import ShardedImages
+from limbeck.data.sources import open_source
 from limbeck.errors import InputError
 from limbeck.overlap import check_overlap, row_digests
 from limbeck.runner import Run
 from limbeck.runs import read_summary
 from limbeck.spec import DistillationSpec, Task
+from limbeck.storage import Access
 from tests.stages.tiny import Lines, distillation, run_tiny, workshop
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (500, 3, 8, 8), np.uint8)
@@ -95,6 +98,17 @@ def test_the_same_place_for_train_and_test_is_refused_with_the_spec_unless_allow
         Task.model_validate({"name": "t", "train": place, "test": place})
     assert Task.model_validate({"name": "t", "train": place, "test": place, "allowOverlap": True}).allow_overlap
     Task.model_validate({"name": "t", "train": place, "test": place | {"limit": 99}})
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_no_digit_of_scikit_learn_s_test_is_among_its_training_images(tmp_path, size):
+    digests = []
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        source = open_source(f"sklearn:digits#{part}", "auto", Access())
+        write_dataset(source, tmp_path / part, image_size=size, limit=None, seed=0, on_bad_image="fail")
+        digests.append(row_digests(ImageDataset.open(tmp_path / part).images))
+    assert not np.isin(digests[1], digests[0]).any()
 
 
 def test_a_run_whose_test_images_are_training_images_fails_after_ingest(tmp_path):

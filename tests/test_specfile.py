@@ -428,7 +428,7 @@ DISAGREE = {
         ":13: spec.evaluate.tasks[0].test: class 'dog' is in train or test alone; the same classes in both",
     ),
     "one class": (
-        lambda root: spec(task(animals(root, "cat"), "sklearn:digits#test")),
+        lambda root: spec(task(animals(root / "train", "cat"), animals(root / "test", "cat"))),
         ":12: spec.evaluate.tasks[0].train: 1 class; at least 2 classes",
     ),
     "a source of one image": (

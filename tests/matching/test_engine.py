@@ -77,3 +77,15 @@ def test_a_stack_s_memory_is_foreseen():
     four = [tensor.repeat(4, *[1] * (tensor.dim() - 1)) for tensor in (theta, x, y)]
     assert stack_bytes(steps, theta, x, y, 4) == pytest.approx(held_bytes(steps, *four), rel=0.05)
     assert stack_bytes(steps, theta, x, y, 1) == held_bytes(steps, theta, x, y)
+
+
+def test_the_work_in_seconds_is_that_of_its_forward_passes_at_the_rate_of_the_threads():
+    work = Work(NETWORK, 6, 8, 1000.0)
+    assert work.seconds() == pytest.approx(1000 * work.forward_flops() / (3.5e10 * torch.get_num_threads()))
+
+
+@pytest.mark.parametrize(("share", "compiled"), [(0.99, False), (1.0, True)])
+def test_work_of_ten_minutes_is_worth_compiling(share, compiled):
+    forwards = share * 600 / Work(NETWORK, 6, 8, 1.0).seconds()
+    steps = choose_steps(Work(NETWORK, 6, 8, forwards * (1 + 1e-9)), "float32", Engine(), CPU, lambda line: None)
+    assert isinstance(steps, CompiledSteps) == compiled

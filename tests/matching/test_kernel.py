@@ -84,3 +84,15 @@ def test_a_pool_that_is_unpacked_goes_on_as_the_one_that_was_packed():
         a, b = one.iterate(iteration, images, targets), other.iterate(iteration, images, targets)
         assert a.loss == b.loss
         assert torch.equal(a.gradient.images, b.gradient.images)
+
+
+def test_the_preparation_s_steps_are_the_students_ages_and_are_counted_until_it_is_done():
+    found = regression(pool=3, pool_steps=6)
+    images, targets, seen = *synthetic(), []
+    total, done = found.preparation()
+    assert done == 0
+    found.prepare(images, targets, lambda: seen.append(found.preparation()))
+    assert seen == [(total, step) for step in range(1, total + 1)]
+    assert total == found.pack()["ages"].sum() > 0
+    found.iterate(0, images, targets)
+    assert found.preparation() == (total, total)

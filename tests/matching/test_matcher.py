@@ -10,17 +10,20 @@ import torch
 
 from limbeck.checkpoint import load_tensors, save_tensors
 from limbeck.matching.experts import FILE, Experts
+from limbeck.matching.match import match
 from limbeck.matching.matcher import Matcher
 from limbeck.matching.steps import Steps, student_loss
 from limbeck.matching.unroll import InnerLoop
+from limbeck.nn.augmentation import Moves
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
 from limbeck.spec import Engine
 
 SIZE, DIMENSION = 7, 3
+NETWORK = FlatNetwork(build_student(EncoderConfig("convnet", 8, 4, "instance", 1), DIMENSION, 0))
 
 
-def matcher(folder):
+def matcher(folder, **changes):
     """Of two experts with three epochs; batches of four of the seven images."""
     files = []
     for index in range(2):
@@ -29,18 +32,9 @@ def matcher(folder):
         files.append(folder / str(index) / FILE)
         if not files[-1].exists():
             save_tensors(files[-1], {"theta": theta})
-    return Matcher(
-        Experts(files),
-        Steps(student_loss(FlatNetwork(student))),
-        InnerLoop(0.9),
-        seed=3,
-        start_epochs=lambda iteration: 2,
-        gap=2,
-        inner_steps=4,
-        inner_batch=4,
-        engine=Engine(),
-        device=torch.device("cpu"),
-    )
+    settings = {"seed": 3, "start_epochs": lambda iteration: 2, "gap": 2, "inner_steps": 4, "inner_batch": 4}
+    settings |= {"engine": Engine(), "device": torch.device("cpu")} | changes
+    return Matcher(Experts(files), Steps(student_loss(FlatNetwork(student))), InnerLoop(0.9), **settings)
 
 
 def synthetic():
@@ -70,6 +64,34 @@ def test_draws_depend_on_the_seed_and_the_iteration_alone(tmp_path):
     assert not any(torch.equal(a, b) for k, a in enumerate(orders) for b in orders[:k])
     assert {pair.expert for k in range(20) for pair in one.draw(k, 1, SIZE)} == {0, 1}
     assert {pair.epoch for k in range(20) for pair in one.draw(k, 1, SIZE)} == {0, 1}
+
+
+def test_another_seed_draws_otherwise(tmp_path):
+    one, other = (matcher(tmp_path, seed=seed).draw(5, 3, SIZE) for seed in (3, 4))
+    assert not torch.equal(torch.stack([pair.order for pair in one]), torch.stack([pair.order for pair in other]))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"inner_batch": SIZE}, {"image_size": 8}, {"layers": NETWORK.sizes}, {"gap": 1}], ids=str
+)
+def test_a_pair_is_matched_as_the_settings_say(tmp_path, changes):
+    """Also in batches of the whole set, with augmented images, and with the loss taken by layer."""
+    one, settings = matcher(tmp_path, **changes), {"inner_batch": 4, "gap": 2} | changes
+    (pair,) = one.draw(1, 1, SIZE)
+    thetas = load_tensors(tmp_path / str(pair.expert) / FILE)[0]["theta"]
+    start, goal = thetas[pair.epoch], thetas[pair.epoch + settings["gap"]]
+    assert (pair.order is None) == (settings["inner_batch"] >= SIZE)
+    assert (pair.moves is None) == ("image_size" not in changes)
+    batches = [None] * 4 if pair.order is None else [rows[None] for rows in pair.order]
+    moves = None if pair.moves is None else Moves.stack([pair.moves]).steps()
+    steps, layers = Steps(student_loss(NETWORK)), changes.get("layers")
+    expected = match(steps, start[None], goal[None], *synthetic(), batches, InnerLoop(0.9), moves=moves, layers=layers)
+    found = one.match([pair], *synthetic())
+    assert found.loss == pytest.approx(expected.losses.item(), rel=1e-5)
+    for part in ("images", "targets", "rate"):
+        torch.testing.assert_close(
+            getattr(found.gradient, part), getattr(expected.gradient, part), rtol=1e-4, atol=1e-6
+        )
 
 
 RANK = """

@@ -14,6 +14,7 @@ from limbeck.matching import selection
 from limbeck.matching.selection import choose, facility_location, k_center, loss_scores, random_subset
 from limbeck.nn.encoders import EncoderConfig, build_student
 from limbeck.nn.flat import FlatNetwork, flatten
+from limbeck.seeding import generator
 
 
 def test_a_score_is_an_image_s_own_mean_squared_error():
@@ -118,15 +119,40 @@ def test_another_seed_chooses_another_subset_and_another_first_centre():
 
 
 @pytest.mark.parametrize(
-    "choose",
+    "chosen",
     [
         lambda: random_subset(9, 9, 0),
         lambda: k_center(np.zeros((9, 2), np.float32), 9, 0),
         lambda: facility_location(np.zeros((9, 2), np.float32), 9, 0),
     ],
 )
-def test_all_can_be_chosen(choose):
-    assert sorted(choose().tolist()) == list(range(9))
+def test_all_can_be_chosen(chosen):
+    assert sorted(chosen().tolist()) == list(range(9))
+
+
+def test_images_are_chosen_as_the_spec_names_it():
+    points = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+    scores, steps = torch.tensor([1.0, 3.0, 3.0, 2.0] * 12 + [0.0, 4.0]), []
+    assert choose("highLoss", points, scores, 4, 1).tolist() == [49, 1, 2, 5]  # the first of equals
+    assert torch.equal(choose("random", points, scores, 7, 1), random_subset(50, 7, 1))
+    assert torch.equal(choose("kCenter", points, scores, 7, 1), k_center(points, 7, 1))
+    found = choose("facilityLocation", points, scores, 7, 1, lambda: steps.append(1))
+    assert torch.equal(found, facility_location(points, 7, 1))
+    assert len(steps) == 7
+
+
+def test_more_than_there_are_cannot_be_chosen():
+    points = np.zeros((9, 2), np.float32)
+    for function in (k_center, facility_location):
+        with pytest.raises(ValueError, match="10 of 9 points"):
+            function(points, 10, 0)
+
+
+def test_the_first_centre_comes_from_its_own_stream_of_the_seed():
+    points = np.random.default_rng(0).standard_normal((1000, 2)).astype(np.float32)
+    for seed in (0, 7):
+        first = int(torch.randint(1000, (), generator=generator(seed, "k-center")))
+        assert k_center(points, 3, seed)[0] == first
 
 
 @pytest.mark.parametrize("how", ["kCenter", "facilityLocation"])
