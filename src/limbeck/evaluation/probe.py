@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn import functional
 
@@ -108,13 +110,9 @@ def _minimum(rows: Tensor, labels: Tensor, start: Tensor, ridge: float, iteratio
         gradient = torch.cat([rows.T @ residual + 2.0 * ridge * weight, residual.sum(0, keepdim=True)])
         return loss.item(), gradient.flatten().cpu().numpy()
 
-    found = minimize(
-        objective,
-        start.flatten().cpu().numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": iterations, "maxfun": 2 * iterations, "gtol": tolerance, "ftol": 0.0, "maxcor": _HISTORY},
-    )
+    options = {"maxiter": iterations, "maxfun": 2 * iterations, "gtol": tolerance, "ftol": 0.0, "maxcor": _HISTORY}
+    with _blas().limit(limits=1):
+        found = minimize(objective, start.flatten().cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
     if not np.isfinite(found.x).all():
         raise FloatingPointError(f"the probe's weights are not finite with ridge {ridge:g}")
     left = float(np.abs(found.jac).max())
@@ -124,3 +122,9 @@ def _minimum(rows: Tensor, labels: Tensor, start: Tensor, ridge: float, iteratio
             "raise spec.evaluate.probe.iterations, or leave out small ridges"
         )
     return torch.from_numpy(found.x).reshape(start.shape).to(rows.device)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """SciPy's BLAS: its vectors are short, and threads that wait for each other made a step ten times slower."""
+    return ThreadpoolController().select(internal_api="openblas")
