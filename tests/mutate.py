@@ -40,7 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=300, help="how many changes are tried")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--of", nargs="*", default=["limbeck"], help="packages or modules that the sample is drawn from")
+    parser.add_argument(
+        "--of", nargs="*", default=["limbeck"], help="packages or modules that the sample is drawn from"
+    )
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     mutmut = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(arguments.processes)]
