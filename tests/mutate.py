@@ -1,6 +1,6 @@
 """Do the tests notice a change of the code? `make mutate` asks mutmut, on a random sample of all changes it can make.
 
-    python -m tests.mutate [--sample 300] [--seed 0]
+    python -m tests.mutate [--sample 300] [--seed 0] [--of limbeck.nn ...]
 
 mutmut copies the code into `mutants/`, runs the tests that `[tool.mutmut]` of pyproject.toml names, and then those of
 them that reach a changed function, once for each change. A change that makes a test fail, or run for ever, is killed.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 _CODE = Path("mutants/src/limbeck")
 _SURVIVED, _UNTESTED = 0, 33  # mutmut's exit codes; all others but None, which is not run, are a kill
-_FIRST = "limbeck.matching.match.x_inner_order__mutmut_1"  # any one: to have all made, and the tests timed
+_FIRST = "limbeck.evaluation.protocol.x_best_rate__mutmut_1"  # any one: to have all made, and the tests timed
 
 
 def results() -> dict[str, int | None]:
@@ -40,15 +40,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=300, help="how many changes are tried")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument(
+        "--of", nargs="*", default=["limbeck"], help="packages or modules that the sample is drawn from"
+    )
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     mutmut = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(arguments.processes)]
     subprocess.run([*mutmut, _FIRST], check=True, stdout=subprocess.DEVNULL)
-    names = sorted(results())
+    names = sorted(name for name in results() if any(module(name).startswith(part) for part in arguments.of))
     random.Random(arguments.seed).shuffle(names)
     chosen, codes = names[: arguments.sample], results()  # a larger sample holds the smaller one
     left = [name for name in chosen if codes[name] in (None, _SURVIVED)]  # what was killed once stays killed
-    subprocess.run([*mutmut, *left], check=True, stdout=subprocess.DEVNULL)
+    if left:
+        subprocess.run([*mutmut, *left], check=True, stdout=subprocess.DEVNULL)
     codes = results()
     missed = sorted(name for name in chosen if codes[name] in (None, _SURVIVED, _UNTESTED))
     tried, lived = Counter(map(module, chosen)), Counter(map(module, missed))

@@ -1,16 +1,13 @@
-"""Who is better, what can be compared, and how often luck decides."""
+"""Who is better, and what can be compared."""
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import t as student_t
 
 from limbeck.evaluation.comparison import (
     ACCURACY,
@@ -30,7 +27,6 @@ from tests.tracking.tracked import as_champion, evaluation
 
 LINEAGE = {"dataset": "d", "targets": "t", "train:digits": "a", "test:digits": "b"}
 CELL = "digits/convnet/0.01"
-REPOSITORY = Path(__file__).parents[2]
 
 
 def evaluated(shift: float = 0.0, *, lineage: dict[str, str] = LINEAGE, seeds: int = 4) -> Evaluated:
@@ -229,43 +225,129 @@ def test_the_bound_is_student_s():
         lower_bound(differences[:, :2], 0.95)
 
 
-@pytest.fixture(scope="module")
-def gate() -> ModuleType:
-    """experiments/gate.py."""
-    spec = importlib.util.spec_from_file_location("gate", REPOSITORY / "experiments" / "gate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gate"] = module  # where its data classes look their annotations up
-    spec.loader.exec_module(module)
-    return module
+@pytest.mark.parametrize("differences", [[0.02, 0.01, 0.03], [0.01, 0.04, -0.01, 0.02]])
+def test_confidence_is_the_level_of_the_one_sided_t_interval(differences):
+    """The set is promoted up to the level at which the interval ends at 0, by Student's distribution."""
+    spread = statistics.stdev(differences) / len(differences) ** 0.5
+    level = float(student_t.cdf(statistics.fmean(differences) / spread, len(differences) - 1))
+    champion = Champion(version=7, accuracies=[cell("champion", [0.3] * len(differences))], targets="t")
+    new = Evaluated((cell("distilled", [0.3 + difference for difference in differences]),), "t")
+    assert 0.5 < level < 0.999
+    for confidence, promoted in ((level - 1e-3, True), (level + 1e-3, False), (0.5, True), (0.999, False)):
+        assert against(champion, new, confidence=confidence).promote is promoted
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 8])
-@pytest.mark.parametrize("shared", [0.0, 0.5, 0.9])
-def test_equal_sets_are_promoted_at_most_one_time_in_twenty(gate, seeds, shared):
-    assert gate.promoted(gate.Noise(seeds, shared), 0.0) <= 0.05
-    exact = gate.promoted(gate.Noise(seeds, shared, selected=False), 0.0)
-    assert exact == pytest.approx(0.05, abs=3 * (0.05 * 0.95 / gate.DRAWS) ** 0.5)
+def test_the_reason_gives_the_figure_the_difference_and_its_bound():
+    champion = Champion(version=7, accuracies=[cell("champion", [0.26, 0.25, 0.24])], targets="t")
+    others = [cell("random", [0.2] * 3), cell("full", [0.4] * 3), cell("start", [0.1] * 3)]
+
+    def reason(distilled: list[float], metric: str = ACCURACY, confidence: float = 0.95) -> str:
+        return against(champion, Evaluated((cell("distilled", distilled), *others), "t"), metric, confidence).reason
+
+    # differences 0.04, 0.07, 0.10: t(0.95, 2) * 0.03 / 3**0.5 = 0.0506
+    assert reason([0.30, 0.32, 0.34]) == (
+        "accuracy 0.320 on held-out labels, 7.0 points above version 7 (95 % one-sided bound +1.9 over 3 seeds)"
+    )
+    assert reason([0.30, 0.32, 0.34], GAP) == (
+        "recovered_gap 0.600 on held-out labels, 0.35 above version 7 (95 % one-sided bound +0.10 over 3 seeds)"
+    )
+    assert reason([0.30, 0.32, 0.34], confidence=0.995) == (  # t(0.995, 2) = 9.925
+        "accuracy 0.320 on held-out labels, 7.0 points above version 7, which is not enough "
+        "(99.5 % one-sided bound -10.2 over 3 seeds)"
+    )
+    assert reason([0.23, 0.25, 0.24]) == (
+        "accuracy 0.240 on held-out labels, 1.0 points below version 7 (95 % one-sided bound -3.9 over 3 seeds)"
+    )
+    assert reason([0.27, 0.26, 0.25]) == (
+        "accuracy 0.260 on held-out labels, 1.0 points above version 7, which is not enough (the difference is the "
+        "same for all 3 seeds, so it has no interval)"
+    )
+    assert reason([0.26, 0.25, 0.24]).endswith(
+        "0.0 points above version 7 (the difference is the same for all 3 seeds, so it has no interval)"
+    )
 
 
-def test_a_better_set_is_promoted_the_more_often_the_better_it_is(gate):
-    few, many = ([gate.promoted(gate.Noise(seeds), d) for d in (0.5, 1.0, 2.0)] for seeds in (3, 8))
-    assert few == sorted(few)
-    assert all(a < b for a, b in zip(few, many, strict=True))
-    assert many[-1] > 0.99
+def test_every_refusal_is_the_whole_line():
+    new = by_hand([0.30, 0.32, 0.34], [0.2] * 3, [0.4] * 3)
+    shown = "accuracy 0.560 on held-out labels"
+    otherwise = "limbeck registry promote decides otherwise"
+
+    def line(gate: Gate, new: Evaluated, version: int | None, champion: Champion | None = None) -> str:
+        decision = decide(gate, new, version, champion)
+        assert decision is not None
+        return decision.reason
+
+    gate = Gate("ifBetter")
+    assert (gate.metric, gate.confidence) == (ACCURACY, CONFIDENCE) == ("accuracy", 0.95)
+    assert line(Gate("never"), new, None) == "spec.registry.promote is never"
+    assert line(gate, new, None) == f"the first champion; {shown}"
+    assert line(Gate("always"), new, 7) == f"spec.registry.promote is always; {shown}"
+    assert line(gate, Evaluated((), "t"), None) == "the first champion; accuracy was not evaluated"
+    assert line(gate, Evaluated((), "t"), 7) == (
+        f"accuracy was not evaluated, so version 7 stays the champion; {otherwise}"
+    )
+    for seeds, few in ((1, "1 selection seed"), (2, "2 selection seeds")):
+        assert line(gate, Evaluated((cell("distilled", [0.5] * seeds),), "t"), 7) == (
+            f"not compared with version 7: {few}; give evaluate.selectionSeeds at least 3"
+        )
+    assert line(gate, new, 7, Champion(version=7, refusal="why")) == (f"not compared with version 7: why; {otherwise}")
+    assert line(gate, new, 7, Champion(version=7, targets="t")) == (
+        f"not compared with version 7: accuracy was not evaluated for both in the same settings; {otherwise}"
+    )
+    assert line(Gate("ifBetter", GAP), new, 7, Champion(version=7, targets="other")) == (
+        "not compared with version 7: it has other targets, so its recovered_gap is another quantity; "
+        "registry.metric: accuracy compares them"
+    )
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 8])
-def test_after_a_year_of_equal_nights_the_champion_shows_the_truth(gate, seeds):
-    """To a tenth of a standard error. The rule before showed 0.776 for 0.667, where the standard error is 0.058."""
-    year = gate.year(gate.Noise(seeds))
-    assert abs(year.shown) < 0.1
-    assert year.champions < 2.0
-    assert 0.667 + 0.058 * gate.year_before().shown == pytest.approx(0.776, abs=0.005)
+def test_a_champion_s_gaps_come_from_its_own_cells():
+    """Not from those of another method that it was evaluated with, and not from the new set's."""
+    new = by_hand([0.30, 0.32, 0.34], [0.2] * 3, [0.4] * 3)
+    others = [cell(method, [0.37] * 3) for method in ("distilled", "random", "full", "start", "none")]
+    elsewhere = cell("champion", [0.8] * 3, 0.05)
+    for order in (1, -1):
+        own = [*others, cell("champion", [0.26, 0.25, 0.24]), elsewhere][::order]
+        champion = Champion(version=7, accuracies=own, targets="t")
+        assert champion.by_seed(f"{GAP}/{CELL}", new) == pytest.approx({1000: 0.3, 1001: 0.25, 1002: 0.2})
+        assert champion.by_seed(f"{ACCURACY}/{CELL}", new) == pytest.approx({1000: 0.26, 1001: 0.25, 1002: 0.24})
+    assert Champion(version=7, accuracies=others).by_seed(f"{GAP}/{CELL}", new) is None
 
 
-def test_the_tables_in_the_docs_are_those_that_the_simulation_prints(gate):
-    page = (REPOSITORY / "docs" / "champion.md").read_text()
-    assert gate.power_table() in page
-    assert gate.year_table() in page
+@pytest.mark.parametrize(
+    ("metric", "known"),
+    [
+        (f"{ACCURACY}/digits/convnet/0.01", True),
+        (f"{ACCURACY}/digits/convnet/0.1", False),
+        (f"{ACCURACY}/other/convnet/0.01", False),
+        (f"{ACCURACY}/digits/resnet10/0.01", False),
+        (f"{ACCURACY}/digits/convnet/distilled/0.01", True),
+        (f"{ACCURACY}/digits/convnet/random/0.01", False),
+        (f"{ACCURACY}/digits/distilled/convnet/0.01", False),
+        (f"{GAP}/digits/convnet/distilled/0.01", False),
+        (f"loss/{CELL}", False),
+    ],
+)
+def test_a_metric_names_one_setting_or_none(metric, known):
+    found = by_hand([0.30, 0.32, 0.34], [0.2] * 3, [0.4] * 3).by_seed(metric)
+    assert found == (pytest.approx({1000: 0.30, 1001: 0.32, 1002: 0.34}) if known else None)
+
+
+def test_settings_with_other_seeds_have_no_mean():
+    few = cell("distilled", [0.4, 0.5], 0.05)
+    assert Evaluated((cell("distilled", [0.3] * 3), few), "t").by_seed(ACCURACY) is None
+    assert Evaluated((few,), "t").by_seed(ACCURACY) == {1000: 0.4, 1001: 0.5}
+
+
+def test_names_of_gaps_and_their_mean():
+    gaps = [
+        RecoveredGap(task="a", architecture="convnet", label_fraction=0.01, value=0.4),
+        RecoveredGap(task="b", architecture="resnet10", label_fraction=0.5, value=0.8),
+        RecoveredGap(task="b", architecture="convnet", label_fraction=0.5, value=None),
+    ]
+    assert named_figures([cell("random", [0.3])], gaps) == {
+        "accuracy/digits/convnet/random/0.01": (0.99, "digits"),
+        "recovered_gap/a/convnet/0.01": (0.4, "a"),
+        "recovered_gap/b/resnet10/0.5": (0.8, "b"),
+        "recovered_gap": (pytest.approx(0.6), None),
+    }
+    assert GAP not in named_figures([], gaps[2:])

@@ -117,7 +117,7 @@ def test_a_class_without_labels_is_no_trouble():
 def test_features_that_are_not_finite_are_an_error(bad):
     features, labels = problem(20, 5, 2, 1.0, 2)
     features[3, 2] = bad
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match=r"^the encoder's features are not finite$"):
         fitted(features, labels, 2, [1e-3])
 
 
@@ -133,3 +133,62 @@ def test_accuracy_is_the_share_of_right_answers():
     wrong = torch.tensor(labels).clone()
     wrong[:10] = (wrong[:10] + 1) % 4
     assert probe.accuracy(torch.tensor(features), wrong) == 0.75
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_features_are_standardised_by_the_mean_and_deviation_of_the_fitted_images(dtype):
+    features, labels = problem(30, 6, 3, 1.0, 6)
+    features[:, 4], features[:, 5] = 0.0, 1e-8 * features[:, 0]  # what is zero stays zero, what is small does not
+    (probe,) = fitted(features, labels, 3, [1e-2], dtype=dtype)
+    held = features.astype(np.float32 if dtype == torch.float32 else np.float64).astype(np.float64)
+    deviation = held.std(0)
+    torch.testing.assert_close(probe.mean, torch.tensor(held.mean(0)))
+    expected = np.divide(1.0, deviation, out=np.zeros(6), where=deviation > 0)
+    torch.testing.assert_close(probe.scale, torch.tensor(expected))
+    rows = (held - held.mean(0)) * expected
+    torch.testing.assert_close(
+        standardized(torch.tensor(features, dtype=dtype), probe.mean, probe.scale), torch.tensor(rows)
+    )
+    assert (probe.mean.dtype, probe.weight.dtype, probe.bias.dtype) == (torch.float64,) * 3
+
+
+@pytest.mark.parametrize("share", [0.5e-6, 2e-6])
+def test_a_dimension_whose_deviation_is_below_a_millionth_of_its_mean_is_constant(share):
+    features, labels = problem(40, 3, 2, 1.0, 7)
+    features[:, 2] = -1000.0 * (1.0 + share * np.where(np.arange(40) < 20, 1.0, -1.0))
+    (probe,) = fitted(features, labels, 2, [1e-2])
+    assert (probe.scale[2] > 0) == (share > 1e-6)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-8])
+def test_the_probe_ends_as_soon_as_no_entry_of_the_gradient_exceeds_the_tolerance(tolerance):
+    features, labels = problem(60, 8, 4, 1.0, 8)
+    x, y = torch.tensor(features), torch.tensor(labels)
+    (probe,) = fit_probes(x, y, 4, [1e-2], iterations=2000, tolerance=tolerance)
+    weight, bias = probe.weight.clone().requires_grad_(), probe.bias.clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(standardized(x, probe.mean, probe.scale) @ weight + bias, y)
+    (loss + 1e-2 * weight.square().sum()).backward()
+    largest = max(weight.grad.abs().max().item(), bias.grad.abs().max().item())
+    assert tolerance / 100 < largest <= tolerance * (1 + 1e-6)
+
+
+def test_iterations_are_the_most_that_a_probe_takes():
+    features, labels = problem(80, 12, 5, 1.0, 0)
+    x, y = torch.tensor(features), torch.tensor(labels)
+    for iterations in (1, 7):
+        message = (
+            rf"^after {iterations} iterations the probe's gradient is \d\.\de-\d\d, not 1e-06, ridge 0\.0001; raise "
+            r"spec\.evaluate\.probe\.iterations, or leave out small ridges$"
+        )
+        with pytest.raises(FloatingPointError, match=message):
+            fit_probes(x, y, 5, [1e-4], iterations=iterations, tolerance=1e-6)
+
+
+def test_weights_that_are_not_finite_are_an_error(monkeypatch):
+    class Found:
+        x, jac, nit = np.array([np.nan, 0.0]), np.zeros(2), 1
+
+    monkeypatch.setattr("scipy.optimize.minimize", lambda *arguments, **options: Found)
+    features, labels = problem(20, 5, 2, 1.0, 2)
+    with pytest.raises(FloatingPointError, match=r"^the probe's weights are not finite with ridge 0\.001$"):
+        fitted(features, labels, 2, [1e-3])

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from statistics import fmean, stdev
 
 import pytest
 from scipy.stats import ttest_rel
 
-from limbeck.evaluation.scores import Score, differences, read_scores, recovered_gaps, summarize, write_scores
+from limbeck.evaluation.scores import (
+    Score,
+    by_setting,
+    differences,
+    read_scores,
+    recovered_gaps,
+    summarize,
+    write_scores,
+)
+from limbeck.summary import Accuracy, CurvePoint
 
 
 def row(method, seed, steps, split, accuracy, *, fraction=0.1, rate=0.1):
@@ -99,3 +110,101 @@ def test_rows_come_back_from_the_table_as_they_were(tmp_path):
     scores = [*curve("random", {10: [0.9]}, {10: [0.3]}), row("none", 0, None, "test", 0.2, rate=None)]
     write_scores(tmp_path / "scores.parquet", scores)
     assert read_scores(tmp_path / "scores.parquet") == scores
+
+
+def test_an_entry_says_all_that_its_rows_say():
+    scores = [
+        Score("digits", "convnet", "random", 0.1, 20, seed, steps, 0.3, 0.01, split, value, 11, 2222)
+        for split, seed, steps, value in [
+            ("heldOut", 77, 10, 0.2),
+            ("heldOut", 78, 10, 0.4),
+            ("heldOut", 77, 5, 0.1),
+            ("heldOut", 78, 5, 0.3),
+            ("test", 2, 10, 0.5),
+            ("test", 1, 10, 0.8),
+            ("test", 2, 5, 0.6),
+            ("test", 1, 5, 0.8),
+        ]
+    ]
+    scores[0] = replace(scores[0], labels=19, images=1, bytes=2, rate=9.0)  # of a selection seed: not what is reported
+    (entry,) = summarize(scores)
+    assert entry == Accuracy(
+        task="digits",
+        architecture="convnet",
+        method="random",
+        label_fraction=0.1,
+        labels=20,
+        mean=0.65,
+        deviation=stdev([0.5, 0.8]),
+        values=[0.5, 0.8],
+        seeds=[2, 1],
+        steps=10,
+        rate=0.3,
+        images=11,
+        bytes=2222,
+        selection_seeds=[77, 78],
+        held_out=[0.2, 0.4],
+        curve=[
+            CurvePoint(
+                steps=5, mean=fmean([0.6, 0.8]), deviation=stdev([0.6, 0.8]), values=[0.6, 0.8], held_out=[0.1, 0.3]
+            ),
+            CurvePoint(steps=10, mean=0.65, deviation=stdev([0.5, 0.8]), values=[0.5, 0.8], held_out=[0.2, 0.4]),
+        ],
+    )
+
+
+def test_tasks_architectures_methods_and_fractions_are_kept_apart():
+    """Gaps and differences of a setting come from its own rows alone."""
+    settings = [
+        (task, net, fraction) for task in ("a", "b") for net in ("convnet", "resnet10") for fraction in (0.1, 0.5)
+    ]
+    scores, expected = [], []
+    for number, (task, net, fraction) in enumerate(settings):
+        low, high, ours = 0.1 + number / 100, 0.7 + number / 50, 0.3 + number / 30
+        for method, value in (("random", low), ("full", high), ("distilled", ours), ("none", 0.05)):
+            scores += [
+                Score(task, net, method, fraction, 20, seed, 4, 0.1, 0.01, split, value + seed / 1000, 10, 20)
+                for split, seed in (("heldOut", 7), ("test", 0), ("test", 1))
+            ]
+        expected.append((task, net, fraction, (ours - low) / (high - low), ours - low))
+    entries = summarize(scores)
+    assert list(by_setting(entries)) == settings
+    assert all(list(methods) == ["random", "full", "distilled", "none"] for methods in by_setting(entries).values())
+    gaps = recovered_gaps(entries)
+    assert [(g.task, g.architecture, g.label_fraction) for g in gaps] == settings
+    assert [g.value for g in gaps] == [pytest.approx(row[3]) for row in expected]
+    assert [(g.equal_steps, g.equal_steps_value) for g in gaps] == [(4, pytest.approx(row[3])) for row in expected]
+    over_all, *cells = differences(entries)
+    assert (over_all.task, over_all.architecture, over_all.label_fraction, over_all.seeds) == (None, None, None, 2)
+    assert over_all.mean == pytest.approx(sum(row[4] for row in expected) / 8)
+    assert [(d.against, d.task, d.architecture, d.label_fraction) for d in cells] == [("random", *s) for s in settings]
+    assert [d.mean for d in cells] == [pytest.approx(row[4]) for row in expected]
+
+
+def test_a_gap_at_equal_steps_needs_all_three_methods_after_those_steps():
+    scores = curve("distilled", {10: [0.5]}, {10: [0.6]}) + curve("random", {10: [0.3]}, {10: [0.3]})
+    assert recovered_gaps(summarize(scores)) == []
+    (gap,) = recovered_gaps(summarize(scores + curve("full", {20: [0.8]}, {20: [0.7]})))
+    assert gap.value == pytest.approx(0.4)
+    assert (gap.equal_steps, gap.equal_steps_value) == (None, None)
+
+
+def test_without_held_out_figures_the_longest_training_is_reported():
+    (entry,) = summarize(curve("random", {20: [0.4], 5: [0.9], 10: [0.7]}, {}))
+    assert (entry.steps, entry.mean, entry.held_out, entry.selection_seeds) == (20, 0.4, [], [])
+    assert [point.steps for point in entry.curve] == [5, 10, 20]
+    assert [point.held_out for point in entry.curve] == [[], [], []]
+
+
+def test_seeds_without_a_partner_are_left_out_of_the_differences():
+    ours = [row("distilled", seed, 10, "test", 0.5 + seed / 10) for seed in (0, 1, 2)]
+    theirs = [row("random", seed, 10, "test", 0.4 + seed / 20) for seed in (1, 2, 9)]
+    strangers = [row("start", 8, 10, "test", 0.4)]
+    over_all, cell = differences(summarize(ours + theirs + strangers))
+    assert cell.mean == pytest.approx((0.6 - 0.45 + 0.7 - 0.5) / 2)
+    assert (over_all.seeds, cell.seeds, cell.against) == (2, 2, "random")
+    ours += [row("distilled", seed, 10, "test", 0.5, fraction=0.5) for seed in (2, 3)]
+    theirs += [row("random", seed, 10, "test", 0.1, fraction=0.5) for seed in (2, 3)]
+    over_all, *cells = differences(summarize(ours + theirs))
+    assert over_all.mean == pytest.approx((0.2 + 0.4) / 2)  # of the one seed that all settings have
+    assert [entry.seeds for entry in (over_all, *cells)] == [1, 2, 2]

@@ -40,10 +40,10 @@ class Probe:
     weight: Tensor
     bias: Tensor
 
-    @torch.no_grad()
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """Return the share of features f[n, k] whose most likely class is their label i64[n]."""
-        logits = standardized(features, self.mean, self.scale) @ self.weight + self.bias
+        with torch.no_grad():
+            logits = standardized(features, self.mean, self.scale) @ self.weight + self.bias
         return logits.argmax(1).eq(labels).double().mean().item()
 
 

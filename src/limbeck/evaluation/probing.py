@@ -84,11 +84,10 @@ class _Part:
         """Labels i64[m] of some of the labelled images."""
         return torch.from_numpy(self.labels[positions]).to(device)
 
-    @torch.no_grad()
     def features(self, encoder: nn.Module, positions: NDArray[np.int64]) -> Tensor:
         """Features f32[m, k] of some of the labelled images."""
         batches = torch.from_numpy(self.labelled[positions]).split(_BATCH)
-        with self.examples.feed(batches) as fed:
+        with torch.no_grad(), self.examples.feed(batches) as fed:
             return torch.cat([encoder(images).flatten(1) for images, _ in fed])
 
 

@@ -131,10 +131,10 @@ def pretrain_encoder(
     return encoder
 
 
-@torch.no_grad()
 def _check_finite(encoder: nn.Module, images: Tensor, rate: float) -> None:
     """Raise FloatingPointError where a weight, or a feature of these images, is not finite."""
-    tensors = [*encoder.state_dict().values(), encoder(images)]
+    with torch.no_grad():
+        tensors = [*encoder.state_dict().values(), encoder(images)]
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise FloatingPointError(f"the encoder is not finite after training at learning rate {rate:g}")
 
