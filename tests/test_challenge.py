@@ -5,18 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 
 from limbeck import challenge as module
 from limbeck.challenge import Challenge
 from limbeck.data.distilled import DistilledSet
 from limbeck.errors import WorkError
-from limbeck.stages import register as register_stage
+from limbeck.evaluation.comparison import is_better, lower_bound
 from limbeck.stages.task import StageTask, Workshop
 from limbeck.store import Identity, Result
-from limbeck.summary import Accuracy
+from limbeck.summary import Accuracy, Summary
 from limbeck.tracking.messages import Publish, Published
 from limbeck.tracking.recorder import UNRECORDED
 from limbeck.tracking.registry import Registry
@@ -25,6 +27,17 @@ from tests.stages.tiny import Lines, distillation, finished, one_thread, worksho
 from tests.tracking.conftest import no_mlflow_of_ours  # noqa: F401 - a fixture
 from tests.tracking.test_registry import register
 from tests.tracking.tracked import as_champion, copy_of, publishable, run_tracked
+
+
+def held_out(summary: Summary) -> list[float]:
+    """The distilled set's accuracies on held-out labels, one a selection seed."""
+    (entry,) = [entry for entry in summary.accuracies if entry.method == "distilled"]
+    return entry.held_out
+
+
+def encoders(output: Path) -> set[str]:
+    """The keys of the encoders that evaluations have trained."""
+    return {path.parent.name for path in output.glob("encoder/*/manifest.json")}
 
 
 class DirectRecorder:
@@ -207,25 +220,31 @@ def test_another_champion_meanwhile_is_evaluated_too_but_not_for_ever(tmp_path, 
     assert "above version 5" in challenger.outcome[2]
 
 
-def test_whole_runs_evaluate_the_champion_before_they_publish(tmp_path, finished, evaluate_part, monkeypatch):
-    """Through the process that talks to MLflow; held-out figures are a stand-in's, and the second set's are better."""
-    uri, better = f"sqlite:///{tmp_path / 'mlflow.db'}", [0.0]
-
-    def with_held_out(scores: Any) -> list[Accuracy]:
-        from limbeck.evaluation.scores import summarize
-
-        held_out = [0.3 + better[0], 0.32 + 1.5 * better[0], 0.31 + better[0]]
-        changes = {"held_out": held_out, "selection_seeds": [1000, 1001, 1002]}
-        return [entry.model_copy(update=changes) for entry in summarize(scores)]
-
-    monkeypatch.setattr(register_stage, "summarize", with_held_out)
-    output, name = copy_of(finished, tmp_path / "out"), {"registry.name": "tiny"}
-    first = run_tracked(output, uri, name)
-    better[0] = 0.1
-    second = run_tracked(output, uri, {**name, "distill.iterations": 9})
+def test_whole_runs_evaluate_the_champion_before_they_publish(tmp_path, finished):
+    """Through the process that talks to MLflow, with real encoders; the decision is that of the summaries' figures."""
+    uri, output, progress = f"sqlite:///{tmp_path / 'mlflow.db'}", copy_of(finished, tmp_path / "out"), Lines()
+    changes = {
+        "registry": {"name": "tiny", "confidence": 0.6},
+        "evaluate.selectionSeeds": [1000, 1001, 1002],
+        "evaluate.baselines": [],
+    }
+    first = run_tracked(output, uri, changes, progress)
+    old = held_out(first)
     assert first.registered is not None
-    assert first.registered.decision.startswith("the first champion; accuracy 0.310 on held-out labels")
+    assert first.registered.decision == f"the first champion; accuracy {fmean(old):.3f} on held-out labels"
+    assert not any("evaluated again" in line for line in progress.lines)
+    trained = encoders(output)
+
+    second = run_tracked(output, uri, {**changes, "distill.size": 1, "distill.iterations": 1}, progress)
+    new = held_out(second)
+    assert progress.lines.count("models:/tiny/1, the champion, is evaluated again beside this set") == 1
+    assert len(encoders(output) - trained) == 8  # 3 that choose and 2 that report of the new set, 3 of the champion
+    gains = np.array(new) - np.array(old)  # the protocol is the same, so the champion's figures are those it came with
+    assert gains.any()
     assert second.registered is not None
-    assert (second.registered.version, second.registered.champion) == (2, True)
-    assert "points above version 1" in second.registered.decision
-    assert len(evaluate_part.evaluated) == 1
+    assert (second.registered.version, second.registered.champion) == (2, bool(is_better(gains, 0.6)))
+    side, bound = "above" if gains.mean() >= 0 else "below", lower_bound(gains, 0.6)
+    assert f"accuracy {fmean(new):.3f} on held-out labels, {100 * abs(gains.mean()):.1f} points {side} version 1" in (
+        second.registered.decision
+    )
+    assert f"(60 % one-sided bound {100 * bound:+.1f} over 3 seeds)" in second.registered.decision

@@ -64,6 +64,7 @@ SHOWN_BY = {
     "distill.size": _AMOUNT,
     "distill.fraction": _AMOUNT,
     "distill.downsampling": _STAGES + "test_downsampling_divides_the_side_and_a_fraction_of_the_pixels_is_more_images",
+    "distill.seed": _MATCHING,
     "distill.iterations": _MATCHING,
     "distill.innerSteps": _MATCHING,
     "distill.innerBatch": _MATCHING,

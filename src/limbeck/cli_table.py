@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from limbeck.summary import Accuracy, RecoveredGap, Summary
+    from limbeck.summary import Accuracy, Difference, RecoveredGap, Summary
 
-_PLAIN = str.maketrans({"\N{NO-BREAK SPACE}": " ", "\N{MINUS SIGN}": "-"})  # as typed, so that grep finds it
+PLAIN = str.maketrans({"\N{NO-BREAK SPACE}": " ", "\N{MINUS SIGN}": "-"})  # as typed, so that grep finds it
 
 
 def print_summary(summary: Summary, output: str) -> None:
@@ -22,6 +22,8 @@ def print_summary(summary: Summary, output: str) -> None:
     """
     from rich.console import Console
 
+    from limbeck.report import wording
+
     console = Console(highlight=False, soft_wrap=True)
     for table in _tables(summary):
         console.print(table)
@@ -30,7 +32,8 @@ def print_summary(summary: Summary, output: str) -> None:
     difference = difference_line(summary)
     if difference:
         console.print(f"difference     {difference}", markup=False)
-    console.print(f"distilled set  {summary.distilled.path}", markup=False)
+    size = "" if summary.distilled.bytes is None else f" ({wording.size(summary.distilled.bytes).translate(PLAIN)})"
+    console.print(f"distilled set  {summary.distilled.path}{size}", markup=False)
     if summary.registered is not None:
         registered = summary.registered
         champion = ", the champion" if registered.champion else ""
@@ -46,18 +49,23 @@ def difference_line(summary: Summary) -> str:
     Empty where the summary holds none.
     """
     from limbeck.report.evaluation import RIVALS, overall
+
+    return difference_words([d for d in (overall(summary, rival) for rival in RIVALS) if d is not None])
+
+
+def difference_words(differences: Sequence[Difference]) -> str:
+    """Differences over all settings in plain characters; empty where there is none."""
     from limbeck.report.wording import gain
 
-    found = [d for d in (overall(summary, rival) for rival in RIVALS) if d is not None]
-    each = [f"to {d.against} {gain(d.mean, d.low, d.high)}" for d in found]
-    return f"{', '.join(each)}, over all settings".translate(_PLAIN) if each else ""
+    each = [f"to {d.against} {gain(d.mean, d.low, d.high)}" for d in differences]
+    return f"{', '.join(each)}, over all settings".translate(PLAIN) if each else ""
 
 
 def percent_of_labels(label_fraction: float) -> str:
     """A label fraction in plain characters: `1 %`."""
     from limbeck.report.wording import fraction
 
-    return fraction(label_fraction).translate(_PLAIN)
+    return fraction(label_fraction).translate(PLAIN)
 
 
 def steps_of(accuracy: Accuracy) -> str:

@@ -270,6 +270,12 @@ class Distill(Section):
         "(KRR-ST), by no inner loop but a pool of students that are trained at innerOptimizer's rate and momentum; "
         "experts then only score images for the start.",
     )
+    seed: Seed | None = Field(
+        None,
+        description="Seed of the distillation alone: of the choice of the start, the expert and start epoch of every "
+        "iteration, batches, augmentation and KRR-ST's pool; that of the spec when absent. Teacher, experts and rivals "
+        "stay, so another seed repeats a distillation cheaply, to see how much of its figures is luck.",
+    )
     size: Count | None = Field(None, description="Number of synthetic images; instead of fraction.")
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
         None,
@@ -987,7 +993,7 @@ class DistillationSpec(Section):
     )
     source: Source = Field(description="The unlabelled images to distil.")
     output: Output = Field(default_factory=Output, description="Where results go.")
-    seed: Seed = Field(0, description="All randomness of the distillation comes from it.")
+    seed: Seed = Field(0, description="All randomness comes from it, but for that of distill.seed and evaluate.seeds.")
     teacher: Teacher = Field(default_factory=Teacher, description="The encoder that gives the targets.")
     targets: Targets = Field(default_factory=Targets, description="What students are trained to give.")
     student: Student = Field(default_factory=Student, description="The network that is trained on them.")
@@ -1066,6 +1072,11 @@ class DistillationSpec(Section):
         """The settings that shape the distilled set, as in a file: not where it goes, or who makes it."""
         elsewhere = ("output", "tracking", "execution")
         return {name: value for name, value in self.wire().items() if name not in elsewhere}
+
+    @property
+    def distillation_seed(self) -> int:
+        """The seed of the start's choice and of the stage distill."""
+        return self.seed if self.distill.seed is None else self.distill.seed
 
     @property
     def expert_epochs(self) -> int:

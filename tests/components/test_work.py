@@ -209,7 +209,7 @@ def test_encoders_that_were_trained_apart_are_the_ones_that_evaluate_wants(tmp_p
         Path(made.path).write_text(json.dumps({"digest": digest}))
         encoders.python_func(spec(output), sources, method, made)
     found = {path.name for path in output.glob("encoder/*")}
-    assert len(found) == 4  # two methods, two seeds
+    assert len(found) == 6  # two methods, of two reporting seeds and one selection seed each
     assert found <= keys
 
 

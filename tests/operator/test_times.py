@@ -325,9 +325,9 @@ def test_two_years_away_are_dealt_with_at_once(schedule, zone):
     parsed, until = parse(schedule, zone), utc("2026-10-25 01:10:30")
     quickest = 1.0
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = time.thread_time()  # not the wall's: another process may have the core
         count, latest = parsed.missed(until - 730 * DAY, until)
-        quickest = min(quickest, time.perf_counter() - begin)
+        quickest = min(quickest, time.thread_time() - begin)
     assert count == 100
     assert latest == parsed.previous(until)
     assert quickest < 0.05

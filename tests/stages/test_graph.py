@@ -34,6 +34,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("trajectories.optimizer", {"rate": 0.2}, {"trajectories", "evaluate"}),  # also the baselines' rate
     ("distill.size", 11, {"select", "evaluate"}),  # for the rest, the selection's digest tells it
     ("distill.initialization", "kCenter", {"select"}),
+    ("distill.seed", 9, {"select", "distill"}),  # no other stage: teacher, experts and rivals are shared
     ("distill.iterations", 9, {"distill"}),
     ("distill.innerSteps", 4, {"distill"}),
     ("distill.pixelStep", 1.0, {"distill"}),
@@ -95,6 +96,7 @@ def test_a_method_s_settings_shape_what_it_makes_and_not_what_the_other_does():
 def test_the_same_setting_said_in_another_way_shapes_nothing():
     assert shaped({"trajectories.epochs": 3}) == EVERYWHERE
     assert shaped({"evaluate.baselineRate": 0.1}) == EVERYWHERE
+    assert shaped({"distill.seed": 0}) == EVERYWHERE  # that of the spec
     evaluate = next(stage for stage in STAGES if stage.name == "evaluate")
     said = [{"evaluate.epochs": epochs, "evaluate.steps": steps} for epochs, steps in ((None, None), (7, 4000))]
     first, second = (evaluate.settings(spec(changes), 200) for changes in said)

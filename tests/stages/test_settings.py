@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,8 @@ from torch.nn import functional
 from limbeck.checkpoint import load_tensors
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.targets import open_targets
+from limbeck.matching.experts import listed_places
+from limbeck.matching.selection import random_subset
 from limbeck.matching.steps import student_loss
 from limbeck.matching.unroll import InnerLoop
 from limbeck.nn.encoders import build_student, student_config
@@ -134,8 +135,8 @@ def data(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
 def trained(run: Run) -> list[torch.Tensor]:
     """Each expert's f32[epochs + 1, P]."""
     store = run._shop.store
-    entries = json.loads((run.results["trajectories"].path / "experts.json").read_text())["experts"]
-    found: list[Result | None] = [store.find(entry["stage"], entry["key"]) for entry in entries]
+    places = listed_places(run.results["trajectories"].path)
+    found: list[Result | None] = [store.find(place["stage"], place["key"]) for place in places]
     return [load_tensors(result.path / "expert.safetensors")[0]["theta"] for result in found if result]
 
 
@@ -198,12 +199,13 @@ def plain_history(spec: DistillationSpec, run: Run, iterations: int) -> tuple[li
     images, targets = data(run)
     chosen = load_tensors(run.results["select"].path / "selection.safetensors")[0]["indices"]
     x, y, rate, experts = images[chosen], targets[chosen], torch.tensor(inner.rate), trained(run)
-    loss = student_loss(FlatNetwork(build_student(student_config(spec), y.shape[1], spec.seed)))
+    loss = student_loss(FlatNetwork(build_student(student_config(spec), y.shape[1], 0)))  # for its form alone
     losses, rates = [], []
+    seed = spec.seed if settings.seed is None else settings.seed
     for iteration in range(iterations):
         gradients, values = [], []
         for pair in range(settings.pairs):
-            draws = generator(spec.seed, "distill", iteration, *((pair,) if pair else ()))
+            draws = generator(seed, "distill", iteration, *((pair,) if pair else ()))
             theta = experts[int(torch.randint(len(experts), (), generator=draws))]
             window = settings.max_start_epoch
             if iteration < settings.start_growth * settings.iterations:
@@ -248,6 +250,7 @@ PLAIN = {
         {"distill.innerSteps": 5},
         {"distill.innerBatch": 3},
         {"distill.pairs": 3},
+        {"distill.seed": 7},
         {"distill.expertGap": 3},
         {"distill.maxStartEpoch": 4},
         {"distill.maxStartEpoch": 4, "distill.startGrowth": 1.0},
@@ -279,3 +282,28 @@ def test_downsampling_divides_the_side_and_a_fraction_of_the_pixels_is_more_imag
     found = load_tensors(run.results["distill"].path / "synthetic.safetensors")[0]
     assert found["stored"].shape == (24, 3, 4, 4)  # 4 times 6, of a quarter of the pixels
     assert found["images"].shape == (24, 3, 8, 8)
+
+
+def test_another_seed_of_the_distillation_draws_another_start_for_the_same_experts(output):
+    (_, first), (_, second), (spec, third) = (
+        made(output, PLAIN | {"distill.initialization": "random"} | changes, "select")
+        for changes in ({}, {"distill.seed": 0}, {"distill.seed": 7})
+    )
+    chosen = [
+        load_tensors(run.results["select"].path / "selection.safetensors")[0]["indices"]
+        for run in (first, second, third)
+    ]
+    assert first.results["select"].digest == second.results["select"].digest
+    assert chosen[0].tolist() != chosen[2].tolist()
+    assert first.results["trajectories"].digest == third.results["trajectories"].digest
+    assert first.results["teacher"].digest == third.results["teacher"].digest
+    assert chosen[2].tolist() == random_subset(len(data(third)[0]), spec.distill.size or 0, 7).tolist()
+
+
+def test_another_seed_of_the_distillation_draws_another_pool_of_krr_st(output):
+    losses = []
+    for changes in ({}, {"distill.seed": 7}):
+        krr = {"distill.method": "krrSt", "distill.kernel": {"poolSteps": 3}, "distill.pixelStep": 0.0}
+        _, run = made(output, PLAIN | krr | {"distill.initialization": "highLoss"} | changes, "distill")
+        losses.append(pq.read_table(run.results["distill"].path / "history.parquet")["matchingLoss"].to_pylist())
+    assert losses[0] != losses[1]

@@ -182,7 +182,7 @@ def test_the_learned_rate_stays_positive_however_it_is_stepped(tmp_path):
         ),
         (
             {"student.norm": "none", "evaluate.baselineRate": 100.0, "evaluate.epochs": 20},
-            "lower spec.evaluate.baselineRate",
+            "lower spec.evaluate.rateFactors or baselineRate",
         ),
     ],
     ids=["distill", "trajectories", "evaluate"],
@@ -229,7 +229,13 @@ def test_another_architecture_is_evaluated_beside_the_student_s(finished, tmp_pa
 
 def test_every_probe_is_a_row_and_sees_the_labels_that_it_says(finished):
     scores = read_scores(folder(finished, "evaluate") / "accuracies.parquet")
-    assert len(scores) == 2 * 5
+    found = sorted((score.method, score.steps or 0, score.split, score.seed) for score in scores)
+    whole = {"distilled": 2, "random": 2, "highLoss": 2, "full": 8}  # steps of two epochs in batches of at most 64
+    seeds = (("test", 0), ("test", 1))
+    curves = [
+        (m, steps, *s) for m, last in whole.items() for steps in (last // 2, last) for s in (*seeds, ("heldOut", 77))
+    ]
+    assert found == sorted([("none", 0, *s) for s in seeds] + curves)
     train = ImageDataset.open(folder(finished, "ingest digits/train"))
     counts = torch.tensor(train.labels).bincount()
     assert {score.labels for score in scores} == {sum(max(1, round(0.1 * int(count))) for count in counts)}
@@ -265,7 +271,7 @@ def test_all_ways_to_distil_leave_a_set_that_their_recipe_pretrains_from(tmp_pat
     assert distilled.recipe.augmentation == "flipShift"
 
 
-def test_a_set_of_small_images_has_more_of_them_and_rivals_have_as_many_pixels(tmp_path):
+def test_a_set_of_small_images_has_more_of_them_and_rivals_have_as_many_bytes(tmp_path):
     changes = {"distill.downsampling": 2, "distill.size": 40, "evaluate.steps": 6, "evaluate.seeds": [0]}
     summary = run_tiny(tmp_path, changes | {"evaluate.baselines": ["random"]})
     assert summary.distilled.images == 40
@@ -274,13 +280,13 @@ def test_a_set_of_small_images_has_more_of_them_and_rivals_have_as_many_pixels(t
     synthetic = tensors(tmp_path, "distill", "synthetic.safetensors")
     torch.testing.assert_close(distilled.images, synthetic["images"])
     assert not torch.equal(synthetic["images"], synthetic["initial_images"])
-    assert distilled.recipe.epochs == 6  # one batch of 40 an epoch
-    encoders = [json.loads(path.read_text()) for path in tmp_path.glob("encoder/*/manifest.json")]
-    recipes = {
-        entry["section"]["diet"].keys() & {"distilled", "subset"} and entry["section"]["recipe"]["epochs"]
-        for entry in encoders
-    }
-    assert recipes == {6}
+    own, rival = ({entry.method: entry for entry in summary.accuracies}[method] for method in ("distilled", "random"))
+    assert (own.images, own.bytes, own.steps) == (40, distilled.nbytes, distilled.recipe.steps)
+    assert rival.bytes <= own.bytes < rival.bytes + rival.bytes / rival.images  # one more image would be too many
+    encoders = [json.loads(path.read_text())["section"] for path in tmp_path.glob("encoder/*/manifest.json")]
+    assert {entry["recipe"]["steps"] for entry in encoders} == {6}
+    assert {tuple(entry["points"]) for entry in encoders} == {(3, 6)}
+    assert distilled.recipe.steps in (3, 6)
     again = {"distill.downsampling": 2, "distill.size": 40, "distill.warmStart": str(folder(tmp_path, "register"))}
     assert run_tiny(tmp_path / "again", again | {"evaluate.tasks": []}).succeeded
     onward = tensors(tmp_path / "again", "distill", "synthetic.safetensors")

@@ -105,7 +105,7 @@ def publishable(
         targets=torch.randn(4, 5, generator=draws),
         mean=torch.full((3,), 0.5),
         std=torch.full((3,), 0.2),
-        recipe=Recipe(rate=0.1, epochs=1, batch=4, momentum=0.9, weight_decay=0.0),
+        recipe=Recipe(rate=0.1, steps=1, batch=4, momentum=0.9, weight_decay=0.0),
         spec=spec_of(**(evaluate or {})),
         lineage={"source": "s", "dataset": "d", "targets": "t", "train:digits": "a", "test:digits": "b"},
         evaluation=evaluation(shift, seeds, draw=number),

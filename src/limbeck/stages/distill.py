@@ -188,7 +188,7 @@ def _check_progress(task: StageTask, history: Tensor, result: Snapshot) -> None:
 def _check_training(task: StageTask, result: Snapshot) -> None:
     """Raise WorkError unless the first step of pre-training from the set changes weights of a student's encoder."""
     spec, device = task.spec, task.shop.device
-    student = build_student(student_config(spec), result.targets.shape[1], spec.seed).to(device)
+    student = build_student(student_config(spec), result.targets.shape[1], spec.distillation_seed).to(device)
     batch = min(spec.evaluate.batch, len(result.images))
     loss = functional.mse_loss(student(result.images[:batch].to(device)), result.targets[:batch].to(device))
     weights = [tensor for tensor in student.encoder.parameters() if tensor.dim() > 1]

@@ -79,7 +79,7 @@ def _select(spec: DistillationSpec, images: int) -> dict[str, Any]:
         "size": spec.distill.count(images, spec.source.image_size),
         "initialization": spec.distill.initialization,
         "student": spec.student.wire(),
-        "seed": spec.seed,
+        "seed": spec.distillation_seed,
     }
 
 
@@ -87,9 +87,10 @@ def _distill(spec: DistillationSpec, images: int) -> dict[str, Any]:
     settings = spec.distill.wire()
     for replaced in ("size", "fraction", "initialization"):  # the selection's digest stands for them
         del settings[replaced]
+    del settings["seed"]  # stands below, resolved
     for unused in ("kernel",) if spec.distill.method == "mkdt" else _OF_TRAJECTORIES:
         del settings[unused]
-    return {"distill": settings, "student": spec.student.wire(), "seed": spec.seed}
+    return {"distill": settings, "student": spec.student.wire(), "seed": spec.distillation_seed}
 
 
 def objective_wire(teacher: Teacher) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class TrajectoryMatching:
         spec, shop = task.spec, task.shop
         settings, engine = spec.distill, spec.execution.engine
         batch = min(settings.inner_batch, len(now.images))
-        network = FlatNetwork(build_student(student_config(spec), now.targets.shape[1], spec.seed).to(shop.device))
+        student = build_student(student_config(spec), now.targets.shape[1], spec.distillation_seed)
+        network = FlatNetwork(student.to(shop.device))
         forwards = settings.iterations * settings.pairs * settings.inner_steps * (GRADIENT_FORWARDS + PRODUCT_FORWARDS)
         work = Work(network, batch, spec.source.image_size, float(forwards))
         steps = choose_steps(work, settings.precision, engine, shop.device, shop.progress.say)
@@ -66,7 +67,7 @@ class TrajectoryMatching:
             Experts.listed(task.inputs["trajectories"].path, task.locate),
             steps,
             InnerLoop(settings.inner_optimizer.momentum, settings.inner_optimizer.weight_decay),
-            seed=spec.seed,
+            seed=spec.distillation_seed,
             start_epochs=settings.start_epochs,
             gap=settings.expert_gap,
             inner_steps=settings.inner_steps,
@@ -107,7 +108,7 @@ class PooledRegression:
             spec.distill.kernel,
             rate=inner.rate,
             momentum=inner.momentum,
-            seed=spec.seed,
+            seed=spec.distillation_seed,
             augmentation=spec.student.augmentation,
         )
 

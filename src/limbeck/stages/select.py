@@ -37,7 +37,7 @@ def select(task: StageTask) -> None:
     scored, _ = patient.make(_scores_identity(task), lambda folder: _score(task, folder))
     scores: Tensor = load_tensors(scored.path / _FILE)[0]["scores"]
     size = spec.distill.count(len(scores), spec.source.image_size)
-    indices = choose(spec.distill.initialization, targets, scores, size, spec.seed, shop.stop.check)
+    indices = choose(spec.distill.initialization, targets, scores, size, spec.distillation_seed, shop.stop.check)
     save_tensors(task.out / "selection.safetensors", {"indices": indices, "scores": scores})
 
 

@@ -6,21 +6,24 @@ from collections.abc import Sequence
 
 import yaml
 
+from limbeck.cli_table import PLAIN, difference_words, percent_of_labels
 from limbeck.data.distilled_files import PREVIEW
 from limbeck.redact import redact_strings
-from limbeck.summary import Accuracy, RecoveredGap
+from limbeck.summary import Accuracy, Difference, RecoveredGap
 from limbeck.tracking.messages import Publish
 
 
 def _sentence(request: Publish) -> str:
     """What it is, in a sentence or two."""
     side = request.image_size
-    text = (
-        f"{request.images} synthetic images of {side}x{side} pixels, distilled from {request.tags['limbeck.source']}."
-    )
+    source = request.tags["limbeck.source"]
+    size = next((a.bytes for a in _accuracies(request) if a.method == "distilled" and a.bytes), None)
+    stored = "" if size is None else f", {_in_plain(size)} with their targets"
+    text = f"{request.images} synthetic images of {side}x{side} pixels{stored}, distilled from {source}."
     gaps = [gap for gap in _gaps(request) if gap.value is not None]
     if gaps:
-        each = ", ".join(f"{gap.value:.2f} ({gap.task}, {percent(gap.label_fraction)} of the labels)" for gap in gaps)
+        settings = ((gap.value, f"{gap.task}, {percent_of_labels(gap.label_fraction)} of the labels") for gap in gaps)
+        each = ", ".join(f"{value:.2f} ({setting})" for value, setting in settings)
         text += f" Recovered gap: {each}."
     return text
 
@@ -43,9 +46,21 @@ def card(request: Publish, *, as_file: bool) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def percent(fraction: float) -> str:
-    """A share in words: 0.01 is `1 %`."""
-    return f"{100 * fraction:g} %"
+def _in_plain(size: int) -> str:
+    """A size in bytes, as `64.0 kB`, in plain characters."""
+    from limbeck.report import wording
+
+    return wording.size(size).translate(PLAIN)
+
+
+def _accuracies(request: Publish) -> list[Accuracy]:
+    return [Accuracy.model_validate(entry) for entry in request.evaluation["accuracies"]]
+
+
+def _differences(request: Publish) -> list[Difference]:
+    """The mean differences over all settings; earlier sets have none."""
+    found = (Difference.model_validate(entry) for entry in request.evaluation.get("differences", []))
+    return [entry for entry in found if entry.task is None]
 
 
 def _gaps(request: Publish) -> list[RecoveredGap]:
@@ -53,23 +68,31 @@ def _gaps(request: Publish) -> list[RecoveredGap]:
 
 
 def _evaluation(request: Publish) -> str:
-    accuracies = [Accuracy.model_validate(entry) for entry in request.evaluation["accuracies"]]
+    accuracies = _accuracies(request)
     if not accuracies:
         return "## Evaluation\n\nIt was not evaluated."
-    parts = ["## Evaluation\n\nLinear-probe accuracy in %, mean ± deviation over the seeds."]
+    parts = [
+        "## Evaluation\n\nLinear-probe accuracy on test images in %, mean ± deviation over the seeds. Each method's "
+        "learning rate and steps were chosen on held-out labels."
+    ]
+    line = difference_words(_differences(request))
+    if line:
+        parts.append(f"Difference of the distilled set: {line}.")
     for task, architecture in dict.fromkeys((a.task, a.architecture) for a in accuracies):
         cells = [a for a in accuracies if (a.task, a.architecture) == (task, architecture)]
         fractions = list(dict.fromkeys(cell.label_fraction for cell in cells))
         rows: list[tuple[object, ...]] = []
         for method in dict.fromkeys(cell.method for cell in cells):
             by_fraction = {c.label_fraction: c for c in cells if c.method == method}
-            shown = [f"{100 * c.mean:.1f} ± {100 * c.deviation:.1f}" for c in (by_fraction[f] for f in fractions)]
-            rows.append((method, *shown))
+            found = [by_fraction.get(f) for f in fractions]
+            shown = ["-" if c is None else f"{100 * c.mean:.1f} ± {100 * c.deviation:.1f}" for c in found]
+            size = next((c.bytes for c in by_fraction.values()), None)
+            rows.append((method, *shown, "-" if size is None else _in_plain(size)))
         gaps = {g.label_fraction: g.value for g in _gaps(request) if (g.task, g.architecture) == (task, architecture)}
         if gaps:
             values = [gaps.get(fraction) for fraction in fractions]
-            rows.append(("recovered gap", *("-" if value is None else f"{value:.2f}" for value in values)))
-        heads = ("pre-trained on", *(f"{percent(fraction)} of the labels" for fraction in fractions))
+            rows.append(("recovered gap", *("-" if value is None else f"{value:.2f}" for value in values), "-"))
+        heads = ("pre-trained on", *(f"{percent_of_labels(f)} of the labels" for f in fractions), "bytes")
         parts.append(f"### {task}, {architecture}\n\n" + markdown_table(heads, rows))
     return "\n\n".join(parts)
 
