@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -164,7 +166,9 @@ def test_a_dimension_whose_deviation_is_below_a_millionth_of_its_mean_is_constan
 def test_the_probe_ends_as_soon_as_no_entry_of_the_gradient_exceeds_the_tolerance(tolerance):
     features, labels = problem(60, 8, 4, 1.0, 8)
     x, y = torch.tensor(features), torch.tensor(labels)
-    (probe,) = fit_probes(x, y, 4, [1e-2], iterations=2000, tolerance=tolerance)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # SciPy's other methods warn of options that they do not have
+        (probe,) = fit_probes(x, y, 4, [1e-2], iterations=2000, tolerance=tolerance)
     weight, bias = probe.weight.clone().requires_grad_(), probe.bias.clone().requires_grad_()
     loss = torch.nn.functional.cross_entropy(standardized(x, probe.mean, probe.scale) @ weight + bias, y)
     (loss + 1e-2 * weight.square().sum()).backward()

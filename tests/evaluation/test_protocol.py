@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.evaluation.protocol import Candidate, best_rate, best_steps, curve_points, draw_labels, held_out_split
+from limbeck.seeding import derive
 
 CELL = ("digits", 0.1)
 
@@ -80,3 +81,12 @@ def test_the_best_rate_is_judged_at_its_own_best_steps_over_all_settings():
 def test_of_equal_rates_the_one_nearest_the_method_s_own_is_taken():
     candidates = [Candidate(factor, {CELL: {10: [0.5]}}) for factor in (0.3, 1.0, 3.0)]
     assert best_rate(candidates).factor == 1.0
+
+
+def test_the_split_comes_from_its_own_stream_class_by_class():
+    """Another split would make champions of earlier versions incomparable."""
+    labels = np.arange(40) % 4
+    draws, held = np.random.default_rng(derive(0, "held out", "task")), list[int]()
+    for name in range(4):
+        held += list(draws.permutation(np.arange(name, 40, 4))[:3])
+    assert list(held_out_split(labels, 0.3, "task")[1]) == sorted(held)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
@@ -263,3 +264,36 @@ def test_width_is_the_channels_of_the_first_stage_of_what_is_not_the_student(stu
             assert config == EncoderConfig(
                 architecture, 8, expected, "instance" if architecture == "convnet" else "batch"
             )
+
+
+def test_encoders_and_probes_are_keyed_by_all_that_shapes_them_and_nothing_else(tmp_path):
+    """So another set, share of labels or method trains no encoder again, and no two share a key."""
+    for name in ("ingest", "teacher", "targets", "trajectories", "select", "distill"):
+        Run(distillation(tmp_path, SMALL), workshop(tmp_path)).stage(name)
+    spec, run, _ = evaluated(tmp_path, {"evaluate.baselines": []})
+    found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/*/manifest.json"))]
+    encoders = {m["section"]["seed"]: m for m in found if m["stage"] == "encoder"}
+    probes = {m["section"]["seed"]: m for m in found if m["stage"] == "probe"}
+    rate = diet(spec, run, "distilled", 0)[2]
+    recipe = {"rate": rate, "steps": 4, "batch": 6, "momentum": 0.9, "weight_decay": 1e-4, "augmentation": "none"}
+    dataset = run.results["dataset"].digest
+    for seed in (0, 77):
+        assert encoders[seed]["section"] == {
+            "encoder": student_config(spec).wire(),
+            "seed": seed,
+            "diet": {"distilled": run.results["distill"].digest},
+            "recipe": recipe,
+            "points": [4],
+        }
+        assert encoders[seed]["inputs"] == {"dataset": dataset}
+        assert probes[seed]["section"] == {
+            "encoder": encoders[seed]["digest"],
+            "task": "digits",
+            "seed": seed,
+            "fractions": [0.3],
+            "probe": {"ridges": [0.01], "iterations": 2000, "tolerance": 1e-6},
+            "heldOut": 0.3,
+            "report": seed == 0,
+        }
+        parts = ("train:digits", "test:digits") if seed == 0 else ("train:digits",)
+        assert probes[seed]["inputs"] == {"dataset": dataset} | {part: run.results[part].digest for part in parts}
