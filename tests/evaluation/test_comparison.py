@@ -275,6 +275,7 @@ def test_every_refusal_is_the_whole_line():
     def line(gate: Gate, new: Evaluated, version: int | None, champion: Champion | None = None) -> str:
         decision = decide(gate, new, version, champion)
         assert decision is not None
+        assert decision.promote is (gate.policy == "always" or (version is None and gate.policy != "never"))
         return decision.reason
 
     gate = Gate("ifBetter")

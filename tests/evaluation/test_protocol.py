@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.evaluation.protocol import Candidate, best_rate, best_steps, curve_points, draw_labels, held_out_split
+from limbeck.evaluation.probe import Probe
+from limbeck.evaluation.protocol import (
+    Candidate,
+    best_probe,
+    best_rate,
+    best_steps,
+    curve_points,
+    draw_labels,
+    held_out_split,
+)
 from limbeck.seeding import derive
 
 CELL = ("digits", 0.1)
@@ -90,3 +100,9 @@ def test_the_split_comes_from_its_own_stream_class_by_class():
     for name in range(4):
         held += list(draws.permutation(np.arange(name, 40, 4))[:3])
     assert list(held_out_split(labels, 0.3, "task")[1]) == sorted(held)
+
+
+def test_the_best_probe_has_the_highest_accuracy_and_of_equals_the_strongest_ridge():
+    probes = [Probe(ridge, *[torch.zeros(1)] * 4) for ridge in (0.1, 1.0, 0.01, 10.0)]
+    assert best_probe(zip(probes, (0.5, 0.5, 0.5, 0.4), strict=True)) == (probes[1], 0.5)
+    assert best_probe(zip(probes, (0.5, 0.5, 0.6, 0.4), strict=True)) == (probes[2], 0.6)

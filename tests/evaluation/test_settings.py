@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from limbeck.checkpoint import load_tensors
+from limbeck.checkpoint import Checkpoint, load_tensors
 from limbeck.data.budget import set_bytes
 from limbeck.data.dataset import ImageDataset
 from limbeck.data.targets import open_targets
@@ -26,11 +26,13 @@ from limbeck.errors import WorkError
 from limbeck.evaluation.encoders import untrained
 from limbeck.evaluation.probe import fit_probes
 from limbeck.evaluation.scores import FILE, Score, read_scores
+from limbeck.interrupt import StopRequest
 from limbeck.matching.selection import random_subset
 from limbeck.nn.encoders import EncoderConfig, Student, build_encoder, student_config
 from limbeck.runner import Run
 from limbeck.seeding import derive, generator, seeded
 from limbeck.spec import DistillationSpec
+from limbeck.ssl.training import train_ssl
 from limbeck.stages.evaluate import encoder_config
 from tests.stages.tiny import distillation, workshop
 
@@ -297,3 +299,16 @@ def test_encoders_and_probes_are_keyed_by_all_that_shapes_them_and_nothing_else(
         }
         parts = ("train:digits", "test:digits") if seed == 0 else ("train:digits",)
         assert probes[seed]["inputs"] == {"dataset": dataset} | {part: run.results[part].digest for part in parts}
+
+
+def test_full_ssl_is_the_teacher_s_own_training_of_the_encoder_on_all_images(output, tmp_path):
+    spec, run, scores = evaluated(output, {"evaluate.baselines": ["fullSsl"]})
+    (row,) = (score for score in scores if score.method == "fullSsl")
+    assert (row.split, row.seed, row.steps, row.rate, row.images, row.bytes) == ("test", 0, None, None, 60, 60 * 3 * 64)
+    expected = build_encoder(student_config(spec), 0, "evaluate")
+    dataset = ImageDataset.open(run.results["dataset"].path)
+    settings = {"device": torch.device("cpu"), "checkpoint": Checkpoint(tmp_path, 1000.0), "stop": StopRequest()}
+    train_ssl(expected, dataset, spec.ssl_teacher, seed=derive(0, "fullSsl"), **settings)
+    (file,) = output.glob("encoder/*/steps-0.safetensors")
+    for name, tensor in load_tensors(file)[0].items():
+        torch.testing.assert_close(tensor.float(), expected.state_dict()[name], rtol=2e-3, atol=1e-4)
