@@ -28,15 +28,15 @@ class WithSpare(torch.nn.Module):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"rate": 0.5}, {"weight_decay": 0.0}, {"weight_decay": 0.3}, {"momentum": 0.0}, {"epochs": 1}, {"batch": 4}],
+    [{}, {"rate": 0.5}, {"weight_decay": 0.0}, {"weight_decay": 0.3}, {"momentum": 0.0}, {"steps": 1}, {"batch": 4}],
     ids=str,
 )
 def test_at_zero_gradient_pre_training_moves_by_rate_times_decay_times_theta_with_momentum(changes):
-    settings: dict[str, Any] = {"rate": 0.1, "epochs": 3, "batch": 8, "momentum": 0.9, "weight_decay": 0.05} | changes
+    settings: dict[str, Any] = {"rate": 0.1, "steps": 7, "batch": 8, "momentum": 0.9, "weight_decay": 0.05} | changes
     examples = Examples.held(torch.randn(20, 3, 4, 4), torch.randn(20, 2), torch.device("cpu"))
     found = pretrain_encoder(WithSpare(), examples, Recipe(**settings), seed=0)
     theta, velocity = torch.tensor([1.0, -2.0]), torch.zeros(2)
-    for _ in range(settings["epochs"] * (20 // settings["batch"])):
+    for _ in range(settings["steps"]):
         velocity = settings["momentum"] * velocity + settings["weight_decay"] * theta
         theta = theta - settings["rate"] * velocity
     torch.testing.assert_close(found.spare.detach(), theta)
