@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from limbeck.spec import Distill, Targets, Teacher, Trajectories
+from limbeck.spec import Distill, Evaluate, Registry, Targets, Teacher, Trajectories
 
 TESTS = Path(__file__).parent
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -19,6 +19,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "targets": Targets,
     "trajectories": Trajectories,
     "distill": Distill,
+    "evaluate": Evaluate,
+    "registry": Registry,
 }
 
 _SSL, _SET, _STAGES = "ssl/test_settings.py::", "matching/test_settings.py::", "stages/test_settings.py::"
@@ -27,6 +29,8 @@ _EXPERTS = _STAGES + "test_experts_are_trained_as_a_plain_loop_with_these_settin
 _MATCHING = _STAGES + "test_the_matching_loss_of_every_iteration_is_that_of_the_unrolled_loop_with_these_settings"
 _MOVES = _SET + "test_the_set_moves_as_the_optimiser_written_out_moves_it"
 _REGRESSION = _SET + "test_an_iteration_s_loss_is_the_ridge_s_on_a_batch_of_real_images_by_a_student_of_the_pool"
+_EVALUATION = "evaluation/test_settings.py::"
+_PROBED = _EVALUATION + "test_encoders_and_probes_are_those_of_a_plain_loop_with_these_settings"
 _AMOUNT = _STAGES + "test_the_set_has_as_many_images_as_size_or_fraction_say"
 SHOWN_BY = {
     "teacher.width": _STAGES + "test_the_teacher_s_width_is_the_channels_of_its_first_stage",
@@ -83,6 +87,24 @@ SHOWN_BY = {
     + "test_a_student_of_the_pool_takes_a_step_of_sgd_with_momentum_and_l2_decay_on_the_set",
     "distill.kernel.realBatch": _REGRESSION,
     "distill.kernel.ridge": _REGRESSION,
+    "evaluate.labelFractions": _PROBED,
+    "evaluate.heldOut": _PROBED,
+    "evaluate.seeds": _PROBED,
+    "evaluate.selectionSeeds": _PROBED,
+    "evaluate.width": _EVALUATION + "test_width_is_the_channels_of_the_first_stage_of_what_is_not_the_student",
+    "evaluate.epochs": _PROBED,
+    "evaluate.steps": _PROBED,
+    "evaluate.curvePoints": _PROBED,
+    "evaluate.batch": _PROBED,
+    "evaluate.momentum": _PROBED,
+    "evaluate.weightDecay": _PROBED,
+    "evaluate.baselineRate": _PROBED,
+    "evaluate.rateFactors": _PROBED,
+    "evaluate.probe.ridges": _PROBED,
+    "evaluate.probe.iterations": _EVALUATION + "test_the_probe_s_iterations_are_counted",
+    "evaluate.probe.tolerance": _EVALUATION
+    + "test_at_a_tolerance_of_1_the_probe_stays_where_it_starts_and_answers_the_first_class",
+    "registry.confidence": "evaluation/test_comparison.py::test_confidence_is_the_level_of_the_one_sided_t_interval",
 }
 
 
@@ -93,7 +115,7 @@ def numeric(model: type[BaseModel], path: str) -> Iterator[str]:
         for kind in kinds(field.annotation):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from numeric(kind, where)
-            elif kind in (int, float):
+            elif {kind, *of_list(kind)} & {int, float}:
                 yield where
 
 
@@ -102,6 +124,11 @@ def kinds(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) in (Union, UnionType):
         return tuple(kind for part in get_args(annotation) for kind in kinds(part))
     return kinds(get_args(annotation)[0]) if hasattr(annotation, "__metadata__") else (annotation,)
+
+
+def of_list(kind: Any) -> tuple[Any, ...]:
+    """The types of a list's entries."""
+    return kinds(get_args(kind)[0]) if get_origin(kind) is list else ()
 
 
 def test_every_numeric_setting_has_its_test():

@@ -60,10 +60,13 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One store for all: what a change does not touch is made once. On one thread, like the reference."""
-    before = torch.get_num_threads()
+    """A store with all that comes before evaluate. On one thread, like the reference."""
+    before, folder = torch.get_num_threads(), tmp_path_factory.mktemp("evaluate")
     torch.set_num_threads(1)
-    yield tmp_path_factory.mktemp("evaluate")
+    run = Run(distillation(folder, SMALL), workshop(folder))
+    for name in ("ingest", "teacher", "targets", "trajectories", "select", "distill"):
+        run.stage(name)
+    yield folder
     torch.set_num_threads(before)
 
 
@@ -71,8 +74,7 @@ def evaluated(output: Path, changes: dict[str, Any]) -> tuple[DistillationSpec, 
     """The scores of a tiny run, and where they come from."""
     whole = distillation(output, SMALL | changes)
     run = Run(whole, workshop(output))
-    for name in ("ingest", "teacher", "targets", "trajectories", "select", "distill", "evaluate"):
-        run.stage(name)
+    run.stage("evaluate")
     return whole.spec, run, read_scores(run.results["evaluate"].path / FILE)
 
 
@@ -250,7 +252,8 @@ def test_at_a_tolerance_of_1_the_probe_stays_where_it_starts_and_answers_the_fir
     ],
 )
 def test_width_is_the_channels_of_the_first_stage_of_what_is_not_the_student(student, width, channels):
-    spec = distillation("out", SMALL | {"student.architecture": student, "evaluate.width": width}).spec
+    changes = {"student.architecture": student, "student.norm": "batch", "evaluate.width": width}
+    spec = distillation("out", SMALL | changes).spec
     for architecture, expected in channels.items():
         config = encoder_config(spec, architecture)
         weights = untrained(config, 0).at(0).state_dict()
