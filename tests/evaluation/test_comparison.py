@@ -351,3 +351,17 @@ def test_names_of_gaps_and_their_mean():
         "recovered_gap": (pytest.approx(0.6), None),
     }
     assert GAP not in named_figures([], gaps[2:])
+
+
+@pytest.mark.parametrize("missing", ["random", "full"])
+def test_without_one_of_the_rivals_there_is_no_gap(missing):
+    cells = [cell("distilled", [0.3] * 3), cell("random", [0.2] * 3), cell("full", [0.4] * 3)]
+    assert Evaluated(tuple(c for c in cells if c.method != missing), "t").by_seed(GAP) is None
+    assert Evaluated(tuple(cells), "t").by_seed(GAP) == pytest.approx(dict.fromkeys((1000, 1001, 1002), 0.5))
+
+
+@pytest.mark.parametrize("seeds", [[1000, 1001], [1000, 1001, 1002, 1003]])
+def test_held_out_accuracies_without_a_seed_each_are_an_error(seeds):
+    entry = cell("distilled", [0.3] * 3).model_copy(update={"selection_seeds": seeds})
+    with pytest.raises(ValueError, match="zip"):
+        Evaluated((entry,), "t").by_seed(ACCURACY)

@@ -208,3 +208,12 @@ def test_seeds_without_a_partner_are_left_out_of_the_differences():
     over_all, *cells = differences(summarize(ours + theirs))
     assert over_all.mean == pytest.approx((0.2 + 0.4) / 2)  # of the one seed that all settings have
     assert [entry.seeds for entry in (over_all, *cells)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("uneven", ["distilled", "random"])
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
+def test_accuracies_without_a_seed_each_are_an_error(uneven, seeds):
+    rows = [r for m in ("distilled", "random") for r in curve(m, {10: [0.5, 0.6]}, {10: [0.5]})]
+    entries = [e.model_copy(update={"seeds": seeds}) if e.method == uneven else e for e in summarize(rows)]
+    with pytest.raises(ValueError, match="zip"):
+        differences(entries)

@@ -220,6 +220,7 @@ def plain_scores(spec: DistillationSpec, run: Run, method: str) -> list[Score]:
         {"baselineRate": 0.02},
         {"rateFactors": [0.03, 4.0]},
         {"probe": {"ridges": [1e-3, 3.0]}},
+        {"baselines": ["full"]},
     ],
     ids=str,
 )
@@ -227,7 +228,7 @@ def test_encoders_and_probes_are_those_of_a_plain_loop_with_these_settings(outpu
     """Also with a last batch that is shorter, and one of a single image, which is left out."""
     changes = {f"evaluate.{name}": value for name, value in changes.items()}
     spec, run, scores = evaluated(output, changes)
-    expected = [row for method in ("distilled", "random") for row in plain_scores(spec, run, method)]
+    expected = [row for method in ("distilled", *spec.evaluate.baselines) for row in plain_scores(spec, run, method)]
     assert [astuple(row) for row in scores] == [pytest.approx(astuple(row)) for row in expected]
 
 
