@@ -41,7 +41,8 @@ def test_the_laptop_example_runs_end_to_end_on_real_pictures(tmp_path):
     summary = Run(specfile.distillation, Workshop(Store(str(tmp_path)), torch.device("cpu"))).all()
 
     assert (summary.source.images, summary.distilled.images) == (600, 12)
-    assert {entry.method for entry in summary.accuracies} == {"distilled", "none", "random", "highLoss", "full"}
+    methods = {"distilled", "none", "start", "random", "highLoss", "full"}
+    assert {entry.method for entry in summary.accuracies} == methods
     assert all(0.05 < entry.mean < 0.6 for entry in summary.accuracies)
     assert (tmp_path / "runs" / "cifar10-small" / "report.html").stat().st_size > 10_000
 

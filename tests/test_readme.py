@@ -26,7 +26,7 @@ def distilled_set(tmp_path):
         targets=torch.randn(6, 5, generator=generator),
         mean=torch.tensor([0.5, 0.4, 0.3]),
         std=torch.tensor([0.2, 0.2, 0.2]),
-        recipe=Recipe(rate=0.01, epochs=1, batch=256, momentum=0.9, weight_decay=0.0),
+        recipe=Recipe(rate=0.01, steps=1, batch=256, momentum=0.9, weight_decay=0.0),
         spec={},
         lineage={},
         evaluation={},
@@ -55,7 +55,7 @@ def test_every_file_that_it_names_is_there():
         assert (ROOT / link).exists(), link
     (tree,) = re.findall(r"```\n(src/limbeck/.*?)```", README, flags=re.DOTALL)
     for name in re.findall(r"[\w-]+\.py", tree):
-        folders = (ROOT / folder for folder in ("src", "components", "pipelines", "operator"))
+        folders = (ROOT / folder for folder in ("src", "components", "pipelines", "operator", "experiments"))
         assert any(list(folder.rglob(name)) for folder in folders), name
 
 
