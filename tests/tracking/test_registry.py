@@ -107,7 +107,7 @@ def test_what_is_logged_is_a_distilled_dataset_with_its_card(server, tmp_path, n
     assert model.model_type == "distilled-dataset"
     assert model.params["images"] == "4"
     described = server.client.get_model_version(name, "1").description
-    assert "4 synthetic images of 8x8 pixels, distilled from digits" in described
+    assert "4 synthetic images of 8x8 pixels, 12.5 kB with their targets, distilled from digits" in described
     folder = Registry(server.uri).pull(version, tmp_path / "pulled")
     files = {"README.md", "checksums.json", "distilled.json", "distilled.safetensors", "preview.png"}
     assert {path.name for path in folder.iterdir()} == files
