@@ -247,7 +247,8 @@ class _Schema:
         inner = self.inline(items)
         inner.pop("default", None)
         if name not in _KEYS:
-            kind = "atomic" if name else "set"  # of texts and numbers, each stands once
+            # A set that holds 1.0 does not equal itself once it is stored, as 1: `RULES` refuses repeated numbers.
+            kind = "atomic" if name or inner.get("type") == "number" else "set"
             return {"items": inner, "x-kubernetes-list-type": kind}
         key = _KEYS[name]
         return {"items": inner, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}

@@ -79,7 +79,14 @@ def _network(section: str, unless: str = "") -> list[Rule]:
 _OTHERS_TEACHER = "(has(self.teacher.checkpoint) && !self.teacher.checkpoint.endsWith('.safetensors')) || "
 _FOR_BATCH_NORM = "at least 2 images, for a student with batch norm"
 
+
+def _no_repeats(field: str) -> Rule:
+    """A list of numbers in which each is there once; other lists are sets."""
+    return Rule(f"self.{field}.all(x, self.{field}.exists_one(y, y == x))", f"{field}: each value once")
+
+
 RULES: dict[str, list[Rule]] = {
+    "Probe": [_no_repeats("ridges")],
     "Teacher": [
         Rule(
             "(self.algorithm == 'pretrained') == has(self.checkpoint)",
@@ -99,7 +106,9 @@ RULES: dict[str, list[Rule]] = {
         Rule(
             "!self.seeds.exists(seed, seed in self.selectionSeeds)",
             "selectionSeeds: seeds that are not among evaluate.seeds, which choose nothing",
-        )
+        ),
+        _no_repeats("labelFractions"),
+        _no_repeats("rateFactors"),
     ],
     "Task": [
         Rule(

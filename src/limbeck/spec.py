@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -451,6 +452,17 @@ class Probe(Section):
         "`iterations`, the evaluation fails.",
     )
 
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Probe:
+        _refuse_repeats("ridges", self.ridges)
+        return self
+
+
+def _refuse_repeats(field: str, values: Sequence[object]) -> None:
+    twice = sorted({str(value) for value in values if values.count(value) > 1})
+    if twice:
+        raise _conflict(field, f"{', '.join(twice)} more than once", "each value once")
+
 
 def _student_architecture() -> list[Architecture]:
     return ["convnet"]
@@ -571,20 +583,17 @@ class Evaluate(Section):
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Evaluate:
-        repeated = {
+        lists = {
             "labelFractions": self.label_fractions,
             "seeds": self.seeds,
             "selectionSeeds": self.selection_seeds,
             "architectures": self.architectures,
             "baselines": self.baselines,
             "rateFactors": self.rate_factors,
-            "probe.ridges": self.probe.ridges,
             "tasks": [task.name for task in self.tasks],
         }
-        for field, values in repeated.items():
-            twice = sorted({str(v) for v in values if values.count(v) > 1})  # type: ignore[attr-defined]
-            if twice:
-                raise _conflict(field, f"{', '.join(twice)} more than once", "each value once")
+        for field, values in lists.items():
+            _refuse_repeats(field, values)  # type: ignore[arg-type]
         shared = sorted(set(self.seeds) & set(self.selection_seeds))
         if shared:
             found = ", ".join(str(seed) for seed in shared)

@@ -111,7 +111,8 @@ def test_the_server_judges_as_the_spec_does(create, kind, spec_of, cases):
 
 
 def test_once_started_the_settings_stay(admin, create, namespace):
-    create(distillation(SOURCE))
+    """Also where numbers are whole: an API server stores 1.0 as 1."""
+    create(distillation({**SOURCE, "evaluate": {"labelFractions": [0.5, 1.0], "rateFactors": [1.0, 2.0]}}))
     objects = client.CustomObjectsApi(admin)
     place = (api.GROUP, api.VERSION, namespace, api.DISTILLATIONS, "one")
     objects.patch_namespaced_custom_object(*place, {"spec": {"seed": 1}})
