@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from limbeck.evaluation.probe import fit_probes, standardized
+from limbeck.evaluation.probe import UnreachedError, fit_probes, standardized
 from limbeck.nn.encoders import EncoderConfig, build_encoder
 
 TOLERANCE = 1e-6
@@ -125,7 +125,7 @@ def test_features_that_are_not_finite_are_an_error(bad):
 
 def test_an_optimum_that_is_not_reached_is_an_error():
     features, labels = problem(80, 12, 5, 1.0, 0)
-    with pytest.raises(FloatingPointError, match=r"after 2 iterations .* spec\.evaluate\.probe\.iterations"):
+    with pytest.raises(UnreachedError, match=r"after 2 iterations .* spec\.evaluate\.probe\.iterations"):
         fitted(features, labels, 5, [1e-4], iterations=2)
 
 

@@ -141,3 +141,10 @@ def test_encoders_are_kept_at_every_point_of_the_curve(tmp_path):
         assert manifest["section"]["encoder"] == config.wire()
         names = {entry["path"] for entry in manifest["files"]}
         assert names == {"encoder.json", "steps-4.safetensors", "steps-8.safetensors"}
+
+
+def test_a_probe_that_does_not_reach_its_optimum_fails_the_stage_and_says_what_to_change(tmp_path):
+    with pytest.raises(
+        WorkError, match=r"evaluate: distilled, seed 77: after \d+ iterations .* leave out small ridges$"
+    ):
+        run_tiny(tmp_path, ONE | {"evaluate.probe": {"iterations": 1, "ridges": [0.01]}})

@@ -22,6 +22,10 @@ _CONSTANT = 1e-6
 _HISTORY = 20  # L-BFGS's pairs of steps and gradients
 
 
+class UnreachedError(Exception):
+    """The optimum of a probe was not reached within its iterations."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """A fitted probe.
@@ -69,7 +73,8 @@ def fit_probes(
         tolerance: the optimum counts as reached where no entry of the gradient is larger.
 
     Raises:
-        FloatingPointError: a feature or a weight is not finite, or the optimum was not reached.
+        FloatingPointError: a feature or a weight is not finite.
+        UnreachedError: the optimum was not reached.
     """
     if not features.isfinite().all():
         raise FloatingPointError("the encoder's features are not finite")
@@ -95,7 +100,8 @@ def _minimum(rows: Tensor, labels: Tensor, start: Tensor, ridge: float, iteratio
     """Return the optimum f64[k + 1, c], weights above the bias, found from `start`.
 
     Raises:
-        FloatingPointError: it is not finite, or it was not reached.
+        FloatingPointError: it is not finite.
+        UnreachedError: it was not reached.
     """
     from scipy.optimize import minimize  # slow to import
 
@@ -117,7 +123,7 @@ def _minimum(rows: Tensor, labels: Tensor, start: Tensor, ridge: float, iteratio
         raise FloatingPointError(f"the probe's weights are not finite with ridge {ridge:g}")
     left = float(np.abs(found.jac).max())
     if left > tolerance:
-        raise FloatingPointError(
+        raise UnreachedError(
             f"after {found.nit} iterations the probe's gradient is {left:.1e}, not {tolerance:g}, ridge {ridge:g}; "
             "raise spec.evaluate.probe.iterations, or leave out small ridges"
         )

@@ -19,7 +19,7 @@ from limbeck.data.dataset import ImageDataset
 from limbeck.data.feed import Examples
 from limbeck.errors import WorkError
 from limbeck.evaluation.encoders import Trained
-from limbeck.evaluation.probe import fit_probes
+from limbeck.evaluation.probe import UnreachedError, fit_probes
 from limbeck.evaluation.protocol import best_probe, draw_labels, held_out_split
 from limbeck.seeding import derive
 from limbeck.stages.task import StageTask
@@ -102,7 +102,8 @@ def probe(task: StageTask, images: TaskImages, trained: Trained, *, seed: int, r
         report: whether the test images are scored, too.
 
     Raises:
-        FloatingPointError: features or weights are not finite, or an optimum was not reached.
+        FloatingPointError: features or weights are not finite.
+        UnreachedError: the optimum of a probe was not reached.
     """
     settings = task.spec.evaluate
     section = {
@@ -162,7 +163,9 @@ def _probed(task: StageTask, images: TaskImages, trained: Trained, steps: int, s
     return rows
 
 
-def failed(method: str, seed: int, error: FloatingPointError) -> WorkError:
+def failed(method: str, seed: int, error: FloatingPointError | UnreachedError) -> WorkError:
     """Return the error of a probe that has no result, with what to change."""
+    if isinstance(error, UnreachedError):
+        return WorkError(f"evaluate: {method}, seed {seed}: {error}")
     field = "spec.evaluate.rateFactors or baselineRate" if method != "distilled" else "spec.evaluate.rateFactors"
     return WorkError(f"evaluate: {method}, seed {seed}: {error}; lower {field}")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from limbeck.errors import WorkError
 from limbeck.evaluation.baselines import FIXED, Diet, Diets
 from limbeck.evaluation.encoders import train, untrained
+from limbeck.evaluation.probe import UnreachedError
 from limbeck.evaluation.probing import TaskImages, failed, probe
 from limbeck.evaluation.protocol import Candidate, best_rate
 from limbeck.evaluation.scores import FILE, Score, write_scores
@@ -134,7 +135,7 @@ class _Evaluation:
         for images in self._tasks:
             try:
                 rows = probe(self._task, images, trained, seed=seed, report=report)
-            except FloatingPointError as error:
+            except (FloatingPointError, UnreachedError) as error:
                 raise failed(method, seed, error) from None
             wanted = "test" if report else "heldOut"
             scores += [
