@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from limbeck.data.feed import Examples
+from limbeck.data.pixels import PixelGrid
 from limbeck.matching.kernel import KernelRegression, ridge_loss
 from limbeck.matching.steps import Steps, student_loss
-from limbeck.matching.synthetic import Snapshot, SyntheticSet
+from limbeck.matching.synthetic import Snapshot, Start, SyntheticSet
 from limbeck.matching.unroll import InnerLoop, SyntheticGradient, next_velocity
 from limbeck.nn.augmentation import randomly_moved
 from limbeck.nn.encoders import EncoderConfig, build_student
@@ -28,10 +29,18 @@ def draws(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def made(**settings: Any) -> SyntheticSet:
-    steps = {"pixel_step": 0.02, "target_step": 0.03, "rate_step": 1e-3, "average_last": 0.0, "downsampling": 1}
+    steps: dict[str, Any] = {
+        "pixel_step": 0.02,
+        "target_step": 0.03,
+        "rate_step": 1e-3,
+        "average_last": 0.0,
+        "downsampling": 1,
+    }
+    steps |= {"pixels": "float32"}  # no bounds on the pixels
     given: dict[str, Any] = {"iterations": 8, "schedule": "constant", **steps} | settings
     given["inner_optimizer"] = InnerSgd(rate=RATE)
-    return SyntheticSet(draws(4, 3, 4, 4), draws(4, 5, seed=1), RATE, Distill(**given), 4, CPU)
+    start = Start(draws(4, 3, 4, 4), draws(4, 5, seed=1), RATE)
+    return SyntheticSet(start, Distill(**given), 4, PixelGrid(torch.zeros(3), torch.ones(3)), CPU)
 
 
 def gradients(iteration: int) -> SyntheticGradient:
