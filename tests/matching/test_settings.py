@@ -84,7 +84,7 @@ class PlainAdam:
         {"pixel_step": 0.0},
         {"target_step": 0.2},
         {"target_step": 0.0},
-        {"rate_step": 1e-2},
+        {"rate_step": 2e-3},
         {"rate_step": 0.0},
         {"schedule": "cosine"},
     ],
