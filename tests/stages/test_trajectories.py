@@ -108,7 +108,7 @@ def test_memory_that_is_too_small_for_a_group_is_a_line_that_names_the_setting(t
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(trajectories, "train_experts", train)
-    with pytest.raises(WorkError, match=r"lower spec\.trajectories\.together \(now 3\) or batch"):
+    with pytest.raises(WorkError, match=r"lower spec\.trajectories\.batch or spec\.trajectories\.together"):
         run(tmp_path, IN_THREES)
 
 

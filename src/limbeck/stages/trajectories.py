@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from limbeck.checkpoint import Checkpoint, save_tensors
 from limbeck.errors import WorkError
 from limbeck.interrupt import Stopped
@@ -205,9 +203,6 @@ class ExpertMaker:
         if isinstance(error, FloatingPointError):
             rate = self._task.spec.trajectories.optimizer.rate
             return f"{error}; lower spec.trajectories.optimizer.rate (now {rate:g})"
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            lower = "batch" if self._together == 1 else f"together (now {self._together}) or batch"
-            return f"the accelerator has too little free memory; lower spec.trajectories.{lower}"
         if isinstance(error, WorkError | OSError):
             return " ".join(str(error).split())
         frame = traceback.extract_tb(error.__traceback__)[-1]
