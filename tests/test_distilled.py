@@ -249,7 +249,8 @@ def test_pre_training_from_a_set_in_python_is_what_the_evaluation_does(finished,
     import numpy as np
 
     from limbeck.data.dataset import ImageDataset
-    from limbeck.evaluation.probe import accuracy, fit_probe, label_subset
+    from limbeck.evaluation.probe import fit_probes
+    from limbeck.evaluation.protocol import draw_labels, held_out_split
     from limbeck.seeding import derive
 
     distilled = package.load(str(registered))
@@ -263,10 +264,11 @@ def test_pre_training_from_a_set_in_python_is_what_the_evaluation_does(finished,
         mean, std = distilled.mean.view(3, 1, 1), distilled.std.view(3, 1, 1)
         with torch.no_grad():
             features = [encoder((torch.tensor(np.array(data.images)) / 255 - mean) / std) for data in (train, test)]
-        chosen = label_subset(train.labels, 0.1, np.random.default_rng(derive(seed, "labels", "digits", repr(0.1))))
+        draws = np.random.default_rng(derive(seed, "labels", "digits", repr(0.1)))
+        chosen = draw_labels(train.labels, held_out_split(train.labels, 0.2, "digits")[0], 0.1, draws)
         labels = torch.tensor(train.labels[chosen])
-        weight, bias = fit_probe(features[0][chosen], labels, 10, regularization=1e-3, iterations=20)
-        assert accuracy(features[1], torch.tensor(test.labels), weight, bias) == pytest.approx(value, abs=0.011)
+        (probe,) = fit_probes(features[0][chosen], labels, 10, [0.01], iterations=2000, tolerance=1e-6)
+        assert probe.accuracy(features[1], torch.tensor(test.labels)) == pytest.approx(value, abs=0.011)
 
 
 # ---- starting from an earlier set

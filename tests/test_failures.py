@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from limbeck import checkpoint
 from limbeck.checkpoint import save_tensors
 from limbeck.errors import InputError, WorkError
+from limbeck.evaluation import encoders
 from limbeck.failures import MachineError, explained
 from limbeck.runner import Run
 from limbeck.stages import distill as distill_stage
-from limbeck.stages import evaluate as evaluate_stage
 from limbeck.stages import teacher as teacher_stage
 from limbeck.stages.trajectories import ExpertMaker
 from tests.stages.command import limbeck  # noqa: F401 - a fixture
@@ -131,9 +131,9 @@ def test_a_line_is_not_explained_twice(tmp_path):
     ("stage", "where", "name", "phrase"),
     [
         ("teacher", teacher_stage, "train_ssl", "teacher: the accelerator's memory does not suffice"),
-        ("trajectories", ExpertMaker, "_train", "lower spec.trajectories.batch or spec.execution.engine"),
+        ("trajectories", ExpertMaker, "_train", "lower spec.trajectories.batch or spec.trajectories.together"),
         ("distill", distill_stage, "choose_method", "lower spec.distill.innerBatch"),
-        ("evaluate", evaluate_stage, "pretrain_encoder", "lower spec.evaluate.batch"),
+        ("evaluate", encoders, "pretrain_encoder", "lower spec.evaluate.batch"),
     ],
 )
 def test_every_stage_says_what_to_lower(limbeck, tmp_path, finished, monkeypatch, stage, where, name, phrase):
