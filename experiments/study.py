@@ -52,7 +52,7 @@ VERSIONS = {stage.name: stage.version for stage in STAGES} | {
 }
 _STOPPED, _UNTIL = 3, "LIMBECK_STUDY_UNTIL"  # an exit code; a variable with the time at which work stops
 _WAIT = 3600.0  # seconds for a result that another variant is making
-_LOWEST = 19  # priority
+_LOWEST, _PRIORITY = 19, "LIMBECK_STUDY_NICE"  # priority, and a variable with another
 
 Minutes = Annotated[float, typer.Option(help="Stop after so long; the same command resumes.")]
 Data = Annotated[Path, typer.Option(help="Folder with cifar10-train.zip, cifar10-test.zip, and cifar100's.")]
@@ -328,7 +328,7 @@ def call(work: Path, threads: int, until: float, *command: str) -> None:
 @contextmanager
 def timed_workshop(distillation: Distillation) -> Iterator[Workshop]:
     """The workshop of a spec, at the lowest priority, which is also requested to stop when its time is up."""
-    os.nice(_LOWEST)
+    os.nice(int(os.environ.get(_PRIORITY, _LOWEST)))
     with workshop(distillation.spec) as shop:
         left = max(0.0, float(os.environ[_UNTIL]) - time.time())
         timer = threading.Timer(left, setattr, (shop.stop, "requested", True))

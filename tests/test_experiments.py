@@ -46,6 +46,12 @@ START_FOLLOWS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def usual_priority(monkeypatch):
+    """At the lowest priority a study would wait for the tests beside it."""
+    monkeypatch.setenv("LIMBECK_STUDY_NICE", "0")
+
+
 def module(name: str) -> ModuleType:
     """A script of experiments/, which is no package."""
     spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
