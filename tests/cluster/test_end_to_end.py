@@ -80,7 +80,7 @@ class Page:
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,
+            timeout=960,  # the page itself waits for up to 15 minutes
         )
         for line in done.stdout.splitlines():
             self._story(f"    {line}")
