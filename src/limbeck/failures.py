@@ -39,7 +39,7 @@ def explained(stage: str, folder: Path) -> Iterator[None]:
     """Inside the block a full disk or too little memory is a `MachineError`; every other error stays what it is.
 
     Args:
-        stage: what is done there, for the line.
+        stage: name of the stage, for the message.
         folder: where it writes.
 
     Raises:

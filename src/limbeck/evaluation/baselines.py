@@ -75,17 +75,24 @@ class SslDiet:
 
 
 class Diets:
-    """The diets of all methods of an evaluation; subsets are chosen once."""
+    """The diets of all methods of an evaluation; one that no seed changes is made once."""
 
     def __init__(self, task: StageTask) -> None:
         self._task = task
         self._dataset = ImageDataset.open(task.inputs["dataset"].path)
         self._targets = open_targets(task.inputs["targets"].path)
         self._full = task.source_examples()
-        self._subsets = dict[Initialization, Tensor]()  # those that are chosen already
+        self._known = dict[str, Diet | SslDiet | None]()  # by method: those that no seed changes
 
     def of(self, method: str, seed: int) -> Diet | SslDiet | None:
         """Return what a method pre-trains on with an evaluation seed; None for no pre-training."""
+        if method == "random":
+            return self._made(method, seed)
+        if method not in self._known:
+            self._known[method] = self._made(method, seed)
+        return self._known[method]
+
+    def _made(self, method: str, seed: int) -> Diet | SslDiet | None:
         makers: dict[str, Callable[[], Diet | SslDiet | None]] = {
             "none": lambda: None,
             "distilled": self._distilled,
@@ -154,12 +161,8 @@ class Diets:
         """The subset of a method: a random one of every evaluation seed, else one for all of them."""
         if method == "random":
             return random_subset(len(self._dataset), self._size(), derive(seed, "random"))
-        if method not in self._subsets:
-            task = self._task
-            if method == "facilityLocation":
-                task.shop.progress.say("evaluate: choosing the facility-location subset")
-            scores = load_tensors(task.input_file("select", "selection.safetensors"))[0]["scores"]
-            self._subsets[method] = choose(
-                method, self._targets, scores, self._size(), task.spec.seed, task.shop.stop.check
-            )
-        return self._subsets[method]
+        task = self._task
+        if method == "facilityLocation":
+            task.shop.progress.say("evaluate: choosing the facility-location subset")
+        scores = load_tensors(task.input_file("select", "selection.safetensors"))[0]["scores"]
+        return choose(method, self._targets, scores, self._size(), task.spec.seed, task.shop.stop.check)
