@@ -4,6 +4,9 @@
     python experiments/study.py table study                 # experiments/study.md, from what is done
     python experiments/study.py teacher middle --data DATA  # the teacher and the targets of middle.yaml alone
 
+The studies at laptop size share one teacher for each source. Its weights are committed, so that a study can go on on
+another machine; `study.py teacher laptop-teacher --weights` trains it again.
+
 DATA holds cifar10-train.zip and cifar10-test.zip, class folders of pictures, and cifar100-train.zip and
 cifar100-test.zip for the studies that name them. Every distillation that is done leaves a small file in
 `experiments/results/`, and tables are made from these files alone. With the same settings and versions of the stages a
@@ -27,9 +30,9 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from archives import FOLDER, named_by, place
+from archives import FOLDER, link_teachers, named_by, place, teacher_of
 from tables import Done, by_setting_and_method, overview, points
-from teachers import export_targets
+from teachers import export_teacher, teacher_digest
 
 from limbeck.interrupt import Stopped
 from limbeck.runner import Run
@@ -138,7 +141,11 @@ class Study:
     def result(self, variant: Variant, index: int = 0) -> Path:
         """Where a distillation's figures are kept: the name tells settings and versions."""
         base = yaml.safe_load(self.base.read_text())
-        digest = json_digest({"base": base["spec"], "set": variant.overrides(), "versions": VERSIONS})
+        origin = {"base": base["spec"], "set": variant.overrides(), "versions": VERSIONS}
+        teacher = teacher_of(self.distillation(variant).spec)
+        if teacher is not None:
+            origin["teacher"] = teacher_digest(RESULTS / teacher)
+        digest = json_digest(origin)
         suffix = f"-{index}" if index else ""
         return RESULTS / self.name / f"{run_name(variant.name)}-{digest[:12]}{suffix}.json"
 
@@ -182,7 +189,9 @@ def run(
     """Run what is not done yet."""
     until = time.time() + 60.0 * minutes
     study = Study.read(name)
-    place(named_by(study.distillation(variant).spec for variant in study.variants), data.resolve(), work / FOLDER)
+    specs = [study.distillation(variant).spec for variant in study.variants]
+    place(named_by(specs), data.resolve(), work / FOLDER)
+    link_teachers(specs, RESULTS, work)
     left = study.left(only or ())
     total = sum(variant.distillations for variant in study.variants)
     print(f"{len(left)} of {total} distillations are to be run", flush=True)  # noqa: T201
@@ -230,26 +239,29 @@ def teacher(
     name: Annotated[str, typer.Argument(help="A spec: a file NAME.yaml beside this one.")],
     data: Data,
     work: Work = HERE / "work",
+    weights: Annotated[bool, typer.Option(help="Write the teacher's weights, not its targets.")] = False,
     minutes: Minutes = 1e6,
 ) -> None:
     """Train a spec's teacher, and write its targets and its probe figures to results/NAME."""
     spec = read_spec(HERE / f"{name}.yaml", []).distillation.spec
     place(named_by([spec]), data.resolve(), work / FOLDER)
     try:
-        call(work, os.cpu_count() or 1, time.time() + 60.0 * minutes, "targets", name)
+        call(
+            work, os.cpu_count() or 1, time.time() + 60.0 * minutes, "export", name, *(["--weights"] if weights else [])
+        )
     except (Stopped, KeyboardInterrupt):
         print("stopped; the same command resumes", flush=True)  # noqa: T201
 
 
 @app.command(hidden=True)
-def targets(name: str) -> None:
+def export(name: str, weights: bool = False) -> None:
     """Do the work of `teacher`, in this folder."""
     distillation = read_spec(HERE / f"{name}.yaml", []).distillation
     with timed_workshop(distillation) as shop:
         run = Run(distillation, shop)
         for stage in ("ingest", "teacher", "targets"):
             run.stage(stage)
-        export_targets(distillation.spec, shop, run.results, RESULTS / name)
+        export_teacher(distillation.spec, shop, run.results, RESULTS / name, weights=weights)
 
 
 @app.command(hidden=True)

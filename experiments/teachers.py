@@ -1,4 +1,4 @@
-"""A teacher's targets as a small file, and how good the teacher is: its linear-probe accuracies."""
+"""A teacher's targets or weights as a small file, and how good the teacher is: its linear-probe accuracies."""
 
 from __future__ import annotations
 
@@ -29,22 +29,30 @@ FRACTIONS = (0.01, 0.05, 0.5)  # of the labels
 _BATCH = 256
 
 
-def export_targets(spec: DistillationSpec, shop: Workshop, results: Mapping[str, Result], folder: Path) -> None:
-    """Write `targets.safetensors`, f16[n, k] in the order of the dataset, and `teacher.json`, unless they are there.
+def export_teacher(
+    spec: DistillationSpec, shop: Workshop, results: Mapping[str, Result], folder: Path, *, weights: bool
+) -> None:
+    """Write `teacher.json` and the targets or the weights in half precision, unless they are there.
 
     Args:
         spec: of the teacher; its first task gives the labels of the probes.
         shop: where the probes are fitted.
         results: of ingest, teacher and targets, by name.
         folder: where the files go.
+        weights: write `teacher.safetensors`, which `teacher.checkpoint` reads, rather than `targets.safetensors`,
+            f16[n, k] in the order of the dataset.
     """
     origin = {name: results[name].digest for name in ("dataset", "teacher", "targets")}
     record = folder / "teacher.json"
-    if record.exists() and json.loads(record.read_text())["digests"] == origin:
+    file = folder / ("teacher.safetensors" if weights else "targets.safetensors")
+    if file.exists() and record.exists() and json.loads(record.read_text())["digests"] == origin:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    targets = torch.from_numpy(np.array(open_targets(results["targets"].path))).half()
-    save_tensors(folder / "targets.safetensors", {"targets": targets})
+    targets = torch.from_numpy(np.array(open_targets(results["targets"].path)))
+    tensors = {"targets": targets}
+    if weights:
+        tensors = load_teacher(results["teacher"].path, torch.device("cpu")).module.state_dict()
+    save_tensors(file, {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()})
     figures = {
         "digests": origin,
         "images": len(targets),
@@ -56,6 +64,15 @@ def export_targets(spec: DistillationSpec, shop: Workshop, results: Mapping[str,
     partial = record.with_suffix(".partial")
     partial.write_text(json.dumps(figures, indent=1) + "\n")
     partial.replace(record)
+
+
+def teacher_digest(folder: Path) -> str | None:
+    """Return the digest of an exported teacher; None where there is none."""
+    record = folder / "teacher.json"
+    if not record.exists():
+        return None
+    digest: str = json.loads(record.read_text())["digests"]["teacher"]
+    return digest
 
 
 def probe_figures(task: StageTask) -> list[dict[str, Any]]:

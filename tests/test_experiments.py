@@ -205,6 +205,33 @@ def test_a_teacher_s_targets_are_exported_once_with_its_probe_figures(folder):
     assert (made / "teacher.json").stat().st_mtime_ns == before
 
 
+def test_a_study_trains_with_the_weights_of_a_committed_teacher_and_counts_no_result_of_another(folder):
+    run = ("run", "few", "--data", "data", "--work", "work", "--only", "base")
+    taught = {"algorithm": "pretrained", "checkpoint": "teachers/small.safetensors"}
+    network = tiny("results")["spec"]["teacher"]
+    taught |= {name: network[name] for name in ("architecture", "width", "depth", "norm") if name in network}
+    document = tiny("results", {"evaluate.baselines": []})
+    document["spec"]["teacher"] = taught
+    (folder / "base.yaml").write_text(yaml.safe_dump(document))
+    (folder / "small.yaml").write_text(yaml.safe_dump(tiny("results")))
+    refused = subprocess.run([sys.executable, "study.py", *run], cwd=folder, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "study.py teacher small --weights makes it" in refused.stderr
+    study(folder, "teacher", "small", "--data", "data", "--work", "work", "--weights")
+    made = folder / "results" / "small"
+    weights = load_tensors(made / "teacher.safetensors")[0]
+    assert {str(entry.dtype) for entry in weights.values() if entry.is_floating_point()} == {"torch.float16"}
+    study(folder, *run)
+    stored = [load_tensors(f)[0] for f in (folder / "work" / "results" / "teacher").glob("*/teacher.safetensors")]
+    assert len(stored) == 2  # that of small, and the imported one
+    assert any(all(entry.equal(weights[name].to(entry.dtype)) for name, entry in one.items()) for one in stored)
+    assert "0 of 3 distillations" in study(folder, *run)
+    record = json.loads((made / "teacher.json").read_text())
+    record["digests"]["teacher"] = "another"
+    (made / "teacher.json").write_text(json.dumps(record))
+    assert "2 of 3 distillations" in study(folder, *run, "--minutes", "0")
+
+
 def test_training_images_are_split_in_two_and_archives_that_no_spec_names_are_not_needed(folder):
     names = ["cifar10-development.zip", "cifar10-test.zip", "cifar10-validation.zip"]
     archives.place(names, folder / "data", folder / "placed")

@@ -71,7 +71,7 @@ def test_killed_twice_it_ends_with_the_bytes_of_limbeck_run(tmp_path):
 
     artifacts = {path.name: path for path in log.parent.rglob("*") if path.is_file()}
     assert "<img" in artifacts["images"].read_text()
-    assert "| digits | convnet | distilled | 0.1 |" in artifacts["table"].read_text()
+    assert "| digits | convnet | distilled | 10 % |" in artifacts["table"].read_text()
     assert "models:/tiny-set/1" in artifacts["card"].read_text()
     record = json.loads(artifacts["distilled"].read_text())
     assert (output / record["stage"] / record["key"] / "manifest.json").exists()
