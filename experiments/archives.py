@@ -1,8 +1,7 @@
-"""The files that studies read, in their working folder: archives of images, and teachers.
+"""The archives that studies read, in their working folder: whole ones, and training images in two parts.
 
 A spec names them as `data/DATASET-PART.zip`. PART is train or test, as they are given, or development or validation, a
-split of the training images: a recipe is chosen on the validation images, so that the test images choose nothing. It
-names a teacher of `results/NAME/teacher.safetensors` as `teachers/NAME.safetensors`.
+split of the training images: a recipe is chosen on the validation images, so that the test images choose nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from limbeck.spec import DistillationSpec
 
-FOLDER, TEACHERS = "data", "teachers"
+FOLDER = "data"
 _HELD_OUT = 5  # every fifth training image, by the checksum of its name, is for validation
 
 
@@ -48,24 +47,6 @@ def place(names: Iterable[str], given: Path, folder: Path) -> None:
             target.symlink_to(given / whole)
         else:
             _extract(given / whole, target, held_out=part == "validation")
-
-
-def link_teachers(specs: Iterable[DistillationSpec], results: Path, work: Path) -> None:
-    """Link the weights of the teachers that specs name into the working folder."""
-    for name in sorted({found for spec in specs if (found := teacher_of(spec)) is not None}):
-        weights = (results / name / "teacher.safetensors").resolve()
-        if not weights.is_file():
-            raise SystemExit(f"{weights} does not exist: study.py teacher {name} --weights makes it")
-        target = work / TEACHERS / f"{name}.safetensors"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        target.symlink_to(weights)
-
-
-def teacher_of(spec: DistillationSpec) -> str | None:
-    """Return NAME of a teacher that a spec names as `teachers/NAME.safetensors`; None where it trains its own."""
-    path = Path(spec.teacher.checkpoint or "")
-    return path.stem if path.parent == Path(TEACHERS) else None
 
 
 def _extract(whole: Path, target: Path, *, held_out: bool) -> None:

@@ -30,9 +30,9 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from archives import FOLDER, link_teachers, named_by, place, teacher_of
+from archives import FOLDER, named_by, place
 from tables import Done, by_setting_and_method, overview, points
-from teachers import export_teacher, teacher_digest
+from teachers import export_teacher, link_teachers, teacher_digest, teacher_of
 
 from limbeck.interrupt import Stopped
 from limbeck.runner import Run
@@ -246,9 +246,8 @@ def teacher(
     spec = read_spec(HERE / f"{name}.yaml", []).distillation.spec
     place(named_by([spec]), data.resolve(), work / FOLDER)
     try:
-        call(
-            work, os.cpu_count() or 1, time.time() + 60.0 * minutes, "export", name, *(["--weights"] if weights else [])
-        )
+        until, options = time.time() + 60.0 * minutes, ["--weights"] if weights else []
+        call(work, os.cpu_count() or 1, until, "export", name, *options)
     except (Stopped, KeyboardInterrupt):
         print("stopped; the same command resumes", flush=True)  # noqa: T201
 
@@ -321,7 +320,7 @@ def call(work: Path, threads: int, until: float, *command: str) -> None:
         Stopped: it was stopped, or is out of time.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), _UNTIL: str(until)}
-    log = work / "logs" / f"{'-'.join(run_name(part) for part in (command[0], *command[2:3]) if part)}.log"
+    log = work / "logs" / f"{'-'.join(run_name(part) for part in command[:3])}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as output:
         ended = subprocess.run(  # noqa: S603 - this script itself

@@ -1,10 +1,13 @@
-"""A teacher's targets or weights as a small file, and how good the teacher is: its linear-probe accuracies."""
+"""A teacher's targets or weights as a small file, and how good the teacher is: its linear-probe accuracies.
+
+A spec names the weights of `results/NAME/teacher.safetensors` as `teachers/NAME.safetensors`.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from limbeck.store import Result
 
 FRACTIONS = (0.01, 0.05, 0.5)  # of the labels
 _BATCH = 256
+_FOLDER, _WEIGHTS, _RECORD = "teachers", "teacher.safetensors", "teacher.json"
 
 
 def export_teacher(
@@ -43,8 +47,8 @@ def export_teacher(
             f16[n, k] in the order of the dataset.
     """
     origin = {name: results[name].digest for name in ("dataset", "teacher", "targets")}
-    record = folder / "teacher.json"
-    file = folder / ("teacher.safetensors" if weights else "targets.safetensors")
+    record = folder / _RECORD
+    file = folder / (_WEIGHTS if weights else "targets.safetensors")
     if file.exists() and record.exists() and json.loads(record.read_text())["digests"] == origin:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,9 +70,28 @@ def export_teacher(
     partial.replace(record)
 
 
+def link_teachers(specs: Iterable[DistillationSpec], results: Path, work: Path) -> None:
+    """Link the weights of the teachers that specs name into the working folder."""
+    for name in sorted({found for spec in specs if (found := teacher_of(spec)) is not None}):
+        weights = (results / name / _WEIGHTS).resolve()
+        if not weights.is_file():
+            raise SystemExit(f"{weights} does not exist: study.py teacher {name} --weights makes it")
+        target = work / _FOLDER / f"{name}.safetensors"
+        if target.resolve() != weights:  # a study beside this one may be reading the link
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            target.symlink_to(weights)
+
+
+def teacher_of(spec: DistillationSpec) -> str | None:
+    """Return NAME of a teacher that a spec names as `teachers/NAME.safetensors`; None where it trains its own."""
+    path = Path(spec.teacher.checkpoint or "")
+    return path.stem if path.parent == Path(_FOLDER) else None
+
+
 def teacher_digest(folder: Path) -> str | None:
     """Return the digest of an exported teacher; None where there is none."""
-    record = folder / "teacher.json"
+    record = folder / _RECORD
     if not record.exists():
         return None
     digest: str = json.loads(record.read_text())["digests"]["teacher"]
