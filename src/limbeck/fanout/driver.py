@@ -20,9 +20,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
+from limbeck.fanout.connection import connect, reason
 from limbeck.fanout.messages import (
     STOP,
-    TOKEN_ADVICE,
     Connected,
     Connecting,
     Ended,
@@ -106,9 +106,13 @@ class Driver(_Work):
             )
             return
         try:
-            ray.init(address=job.address, log_to_driver=False)
-        except Exception as error:
-            raise _Refused(f"{_FIELD}.address", f"{job.address}: cannot connect: {_reason(error)}") from None
+            connect(job.address, self._retrying)
+        except ConnectionError as error:
+            raise _Refused(f"{_FIELD}.address", f"{job.address}: cannot connect: {error}") from None
+
+    def _retrying(self, why: str) -> None:
+        self._say(Said(line=f"{self._job.address} does not answer yet; connecting again: {why}"))
+        self._say(Connecting())
 
     def _ask_for_room(self) -> tuple[tuple[int, int], dict[str, float]]:
         """The fewest and the most workers, and what each reserves; on a cluster, after a look at those places."""
@@ -260,11 +264,6 @@ class Driver(_Work):
         return look
 
 
-def _reason(error: Exception) -> str:
-    text = str(error.__cause__ or error)
-    return TOKEN_ADVICE if "token" in text else text
-
-
 def _room(bundle: Mapping[str, float]) -> int:
     """How many such workers all nodes together hold."""
     import ray
@@ -330,7 +329,7 @@ class Submission(_Work):
                 break
             except Exception as error:  # a cluster that has just started has no agent yet
                 if "try again later" not in str(error) or time.monotonic() > deadline:
-                    raise _Refused(where, f"{address}: cannot submit a job: {_reason(error)}") from None
+                    raise _Refused(where, f"{address}: cannot submit a job: {reason(error)}") from None
                 await asyncio.sleep(_LOOK_EVERY)
         self._say(Connected())
         self._say(Said(line=f"job {submission} on {address}"))
