@@ -99,6 +99,17 @@ def test_a_run_whose_disk_is_full_says_so_in_a_line_and_goes_on_when_there_is_ro
             RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
             ["this machine's memory does not suffice", "spec.distill.innerBatch"],
         ),
+        ("distill", RuntimeError("CUDA error: out of memory"), ["the accelerator's memory does not suffice"]),
+        (
+            "encoder",
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"),
+            ["the accelerator's memory"],
+        ),
+        (
+            "teacher",
+            RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+            ["the accelerator's memory", "teacher.batch"],
+        ),
         ("select", MemoryError(), ["select: this machine's memory does not suffice"]),
     ],
 )

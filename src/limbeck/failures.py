@@ -27,6 +27,7 @@ _LOWER = {
     "distill": "lower spec.distill.innerBatch, spec.distill.pairs or spec.execution.engine.memoryBudget",
     "evaluate": "lower spec.evaluate.batch",
 }
+_NO_MEMORY = re.compile(r"DefaultCPUAllocator|CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")
 _OTHERWISE = "use a machine with more memory, or end what else uses it"
 
 
@@ -35,12 +36,12 @@ class MachineError(WorkError):
 
 
 @contextmanager
-def explained(stage: str, folder: Path) -> Iterator[None]:
+def explained(stage: str, folder: Path | None) -> Iterator[None]:
     """Inside the block a full disk or too little memory is a `MachineError`; every other error stays what it is.
 
     Args:
         stage: name of the stage, for the message.
-        folder: where it writes.
+        folder: where it writes; None where it writes nothing itself.
 
     Raises:
         MachineError: the disk is full, or the memory of the machine or of its accelerator does not suffice.
@@ -98,7 +99,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError)
         or "torch.OutOfMemoryError" in names
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+        or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None)
     )
 
 
@@ -106,7 +107,7 @@ def _memory(error: Exception) -> str:
     """What was asked for, without the allocator's advice to programmers."""
     text = " ".join(str(error).split())
     asked = re.search(r"[Tt]ried to allocate ([0-9.]+ [A-Za-z]+)", text)
-    kind = "the accelerator's memory" if "CUDA" in text else "this machine's memory"
+    kind = "the accelerator's memory" if re.search("CUDA|CUBLAS|CUDNN", text) else "this machine's memory"
     return f"{kind} does not suffice" + (f" (tried to allocate {asked[1]})" if asked else "")
 
 

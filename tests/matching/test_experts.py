@@ -149,7 +149,9 @@ def broken(index):
 
 def test_the_one_of_a_group_that_diverges_is_named_and_leaves_the_others_alone():
     found = side_by_side([student(0), broken(1), student(2)], indices=[6, 7, 8])
-    faults = [divergence(index, expert.losses) for index, expert in zip((6, 7, 8), found, strict=True)]
+    faults = [
+        divergence(index, expert.losses, expert.theta[-1]) for index, expert in zip((6, 7, 8), found, strict=True)
+    ]
     assert [fault and str(fault) for fault in faults] == [None, "the loss of expert 7 is not finite in epoch 1", None]
     whole = side_by_side([student(0), student(1), student(2)], indices=[6, 7, 8])
     for beside in (0, 2):
@@ -157,8 +159,14 @@ def test_the_one_of_a_group_that_diverges_is_named_and_leaves_the_others_alone()
 
 
 def test_a_group_whose_experts_all_diverge_ends_at_once():
-    with pytest.raises(FloatingPointError, match="the losses of experts 6, 7 are not finite in epoch 1"):
+    with pytest.raises(FloatingPointError, match="experts 6, 7: losses or parameters are not finite in epoch 1"):
         side_by_side([broken(0), broken(1)], indices=[6, 7])
+
+
+def test_parameters_that_the_last_step_breaks_are_a_divergence_with_every_loss_finite():
+    losses, theta = torch.tensor([1.0, 0.5]), torch.tensor([0.1, float("inf")])
+    assert divergence(4, losses, torch.zeros(2)) is None
+    assert str(divergence(4, losses, theta)) == "the parameters of expert 4 are not finite after epoch 2"
 
 
 def test_snapshots_are_read_one_by_one_from_disk(tmp_path):

@@ -76,6 +76,11 @@ def test_differences_to_start_and_random_by_setting_and_over_all(page: Any) -> N
     assert re.match(r"Distilled - randompoints, 95 % interval \+10\.0", rows(found, "Distilled - random")[0])
 
 
+def test_the_luck_of_the_distillation_is_said_to_be_in_no_interval(page: Any) -> None:
+    notes = " ".join(e.text for e in page().all("p"))
+    assert "The luck of this one distillation is in no interval: another distill.seed gives another set." in notes
+
+
 def test_the_gap_after_equal_steps_is_a_second_named_figure(page: Any) -> None:
     found = page()
     own, equal = rows(found, "Recovered gap")

@@ -8,7 +8,7 @@ import torch
 
 from limbeck.checkpoint import Checkpoint, load_tensors, save_tensors
 from limbeck.data.dataset import ImageDataset
-from limbeck.interrupt import Stopped
+from limbeck.interrupt import Stopped, StopRequest
 from limbeck.nn.encoders import EncoderConfig, build_encoder
 from limbeck.spec import Teacher
 from limbeck.ssl.training import train_ssl
@@ -43,6 +43,27 @@ def trained(dataset, folder, every=1000.0, stop_after=10**6):
         progress=progress,
     )
     return encoder.state_dict(), losses, progress.started_at["teacher"]
+
+
+def test_weights_that_the_last_step_breaks_are_refused_with_every_loss_finite(tmp_path, dataset, monkeypatch):
+    def broken(optimizer, *_):
+        optimizer.param_groups[0]["params"][0].data.fill_(torch.inf)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    settings = SETTINGS.model_copy(update={"epochs": 1, "batch": 26})  # one step
+    encoder, losses = build_encoder(EncoderConfig("resnet10", 8, 8, "batch"), 0, "teacher"), list[float]()
+    with pytest.raises(FloatingPointError, match=r"^conv1\.weight of the encoder is not finite after the last step$"):
+        train_ssl(
+            encoder,
+            dataset,
+            settings,
+            device=CPU,
+            seed=0,
+            checkpoint=Checkpoint(tmp_path, 1000.0),
+            stop=StopRequest(),
+            epoch_done=lambda _, loss: losses.append(loss),
+        )
+    assert np.isfinite(losses).tolist() == [True]
 
 
 def same(one, other) -> bool:

@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from limbeck.data.budget import set_bytes
+from limbeck.data.distilled import DistilledSet
 from limbeck.errors import WorkError
+from limbeck.evaluation import encoders
 from limbeck.evaluation.scores import read_scores
+from limbeck.failures import MachineError
 from limbeck.interrupt import Stopped
 from limbeck.nn.encoders import student_config
 from limbeck.runner import Run
+from limbeck.stages import evaluate, select
 from limbeck.stages.evaluate import evaluate_part
 from limbeck.stages.task import StageTask
 from tests.stages.tiny import StopAt, distillation, run_tiny, workshop
@@ -131,6 +135,60 @@ def test_a_champion_is_judged_on_held_out_labels_as_the_set_that_it_is(tmp_path)
     assert len(manifests(tmp_path, "probe")) == len({m["key"] for m in manifests(tmp_path, "probe")})
     (ours,) = summary.accuracies
     assert [score.accuracy for score in scores if score.steps == ours.steps] == pytest.approx(ours.held_out, abs=0.05)
+
+
+def test_a_champion_chooses_among_the_same_rates_as_the_set_did_whatever_was_chosen_for_it(tmp_path):
+    changes = ONE | {"evaluate.rateFactors": [3.0]}
+    run = Run(distillation(tmp_path, changes), workshop(tmp_path))
+    (ours,) = run.all().accuracies
+    registered = DistilledSet.load(run.results["register"].path)
+    assert registered.learned_rate is not None
+    assert registered.recipe.rate == ours.rate == pytest.approx(3 * registered.learned_rate)
+    inputs = {**run.results, "champion": run.results["register"]}
+    task = StageTask(distillation(tmp_path, changes).spec, workshop(tmp_path), inputs, tmp_path)
+    scores = evaluate_part(task, ["convnet"], ["champion"], selection_only=True)
+    assert {score.rate for score in scores} == {ours.rate}
+    assert [score.accuracy for score in scores if score.steps == ours.steps] == pytest.approx(ours.held_out, abs=0.05)
+
+
+def test_an_encoder_by_self_supervision_that_half_precision_cannot_hold_is_one_line(tmp_path, monkeypatch):
+    def explode(encoder, *_, **__):
+        next(encoder.parameters()).data.fill_(1e6)
+
+    monkeypatch.setattr(encoders, "train_ssl", explode)
+    with pytest.raises(
+        WorkError,
+        match=r"^evaluate: fullSsl, seed 0: \S+ of the encoder is too large for half precision; lower "
+        r"spec\.teacher\.optimizer\.rate",
+    ):
+        run_tiny(tmp_path, ONE | {"evaluate.baselines": ["fullSsl"]})
+
+
+def test_images_that_the_accelerator_cannot_hold_are_one_line_for_a_champion_too(tmp_path, monkeypatch):
+    run = Run(distillation(tmp_path, ONE), workshop(tmp_path))
+    run.all()
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(evaluate, "TaskImages", full)
+    inputs = {**run.results, "champion": run.results["register"]}
+    task = StageTask(distillation(tmp_path, ONE).spec, workshop(tmp_path), inputs, tmp_path)
+    with pytest.raises(
+        MachineError, match=r"^evaluate: the accelerator's memory does not suffice .*spec\.evaluate\.batch"
+    ):
+        evaluate_part(task, ["convnet"], ["champion"], selection_only=True)
+
+
+def test_scores_that_are_not_finite_choose_no_images(tmp_path, monkeypatch):
+    def broken(network, theta, examples, between):
+        return torch.full((len(examples),), torch.nan).index_fill(0, torch.tensor([3]), 1.0)
+
+    monkeypatch.setattr(select, "loss_scores", broken)
+    with pytest.raises(
+        WorkError, match=r"^select: the experts' loss of 199 of 200 images is not finite; lower spec\.traj"
+    ):
+        run_tiny(tmp_path, ONE | {"distill.initialization": "highLoss"})
 
 
 def test_encoders_are_kept_at_every_point_of_the_curve(tmp_path):

@@ -46,6 +46,8 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         stored: f32[m, 3, r, r], the images as they are kept and saved, where they are smaller; they are enlarged to
             `images`.
         pixel_type: how the kept images are saved: rounded to whole numbers 0 to 255, or as they are.
+        learned_rate: the learning rate that was distilled with the images, of which the recipe's is a multiple; None in
+            sets of earlier versions, which do not name it.
     """
 
     images: Tensor
@@ -58,6 +60,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     evaluation: dict[str, Any]
     stored: Tensor | None = None
     pixel_type: Literal["uint8", "float32"] = "float32"
+    learned_rate: float | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,6 +102,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
             "recipe": self.recipe.wire(),
+            "learnedRate": self.learned_rate,
             "spec": self.spec,
             "lineage": self.lineage,
             "evaluation": self.evaluation,
@@ -130,6 +134,8 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             if hashlib.sha256(data).hexdigest() != record["sha256"]:
                 raise InputError(where, f"{TENSORS} is damaged (sha256 differs)", whole)
             check_rate(record["recipe"]["rate"], where)
+            if record.get("learnedRate") is not None:
+                check_rate(record["learnedRate"], where)
             return _assembled(record, safetensors.torch.load(data))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise InputError(where, "no distilled set is there", f"a folder with {RECORD} and {TENSORS}") from None
@@ -165,6 +171,7 @@ def _assembled(record: dict[str, Any], tensors: dict[str, Tensor]) -> DistilledS
         evaluation=record["evaluation"],
         stored=None if side == kept.shape[-1] else kept,
         pixel_type="uint8" if whole else "float32",
+        learned_rate=record.get("learnedRate"),
     )
 
 

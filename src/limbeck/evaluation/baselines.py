@@ -144,13 +144,17 @@ class Diets:
         return Diet(examples, self._budget, start.rate.item(), {"start": digest.hexdigest()})
 
     def _champion(self) -> Diet:
-        """The registered set, normalised as the source is: that is what the tasks' images are."""
+        """The registered set, normalised as the source is: that is what the tasks' images are.
+
+        Its rates are chosen around the rate that it learned, as those of the new set are.
+        """
         result = self._task.inputs[CHAMPION]
         champion = DistilledSet.load(result.path)
         mean, std = (torch.from_numpy(v)[:, None, None] for v in (self._dataset.mean, self._dataset.std))
         images = (champion.pixels(champion.images) - mean) / std
         examples = Examples.held(images, champion.targets, self._task.shop.device)
-        return Diet(examples, champion.nbytes, champion.recipe.rate, {"champion": result.digest})
+        rate = champion.recipe.rate if champion.learned_rate is None else champion.learned_rate
+        return Diet(examples, champion.nbytes, rate, {"champion": result.digest})
 
     def _subset(self, method: Initialization, seed: int) -> Diet:
         indices = self._chosen(method, seed)

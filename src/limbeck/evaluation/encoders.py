@@ -85,8 +85,7 @@ def train(task: StageTask, config: EncoderConfig, diet: Diet | SslDiet, factor: 
         record: dict[str, Any] = {"diverged": None}
         if isinstance(diet, SslDiet):
             encoder = _fresh(config, seed).to(task.shop.device)
-            _train_ssl(task, encoder, diet, checkpoint, seed)
-            _keep(encoder, folder / _file(SSL_POINT))
+            _train_ssl(task, encoder, diet, checkpoint, folder, seed)
         else:
             assert recipe is not None
             try:
@@ -131,8 +130,10 @@ def _pretrain(
     )
 
 
-def _train_ssl(task: StageTask, encoder: ConvNet | ResNet, diet: SslDiet, checkpoint: Checkpoint, seed: int) -> None:
-    """Train the encoder, in place, on all images, without the teacher."""
+def _train_ssl(
+    task: StageTask, encoder: ConvNet | ResNet, diet: SslDiet, checkpoint: Checkpoint, folder: Path, seed: int
+) -> None:
+    """Train the encoder, in place, on all images, without the teacher, and keep it in `folder`."""
     settings, shop = diet.settings, task.shop
     try:
         train_ssl(
@@ -144,6 +145,7 @@ def _train_ssl(task: StageTask, encoder: ConvNet | ResNet, diet: SslDiet, checkp
             checkpoint=checkpoint,
             stop=shop.stop,
         )
+        _keep(encoder, folder / _file(SSL_POINT))
     except FloatingPointError as error:
         raise WorkError(
             f"evaluate: fullSsl, seed {seed}: {error}; lower spec.teacher.optimizer.rate (now "

@@ -122,7 +122,7 @@ def _minimum(rows: Tensor, labels: Tensor, start: Tensor, ridge: float, iteratio
     if not np.isfinite(found.x).all():
         raise FloatingPointError(f"the probe's weights are not finite with ridge {ridge:g}")
     left = float(np.abs(found.jac).max())
-    if left > tolerance:
+    if not left <= tolerance:  # so that NaN fails, too
         raise UnreachedError(
             f"after {found.nit} iterations the probe's gradient is {left:.1e}, not {tolerance:g}, ridge {ridge:g}; "
             "raise spec.evaluate.probe.iterations, or leave out small ridges"

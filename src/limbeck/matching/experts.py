@@ -141,10 +141,10 @@ def train_experts(
                 steps_done(1)
             snapshots.append(theta.cpu())
             losses.append(total.cpu() / count_steps)
-            faults = [*map(divergence, indices, torch.stack(losses, dim=1))]
+            faults = [*map(divergence, indices, torch.stack(losses, dim=1), theta)]
             if len(faults) > 1 and None not in faults:
                 raise FloatingPointError(
-                    f"the losses of experts {', '.join(map(str, indices))} are not finite in epoch {epoch + 1}"
+                    f"experts {', '.join(map(str, indices))}: losses or parameters are not finite in epoch {epoch + 1}"
                 )
             if len(faults) == 1 and faults[0] is not None:
                 raise faults[0]
@@ -155,11 +155,16 @@ def train_experts(
     ]
 
 
-def divergence(index: int, losses: Tensor) -> FloatingPointError | None:
-    """What is wrong with an expert whose losses f32[epochs] are not all finite."""
+def divergence(index: int, losses: Tensor, theta: Tensor) -> FloatingPointError | None:
+    """Return what is wrong with an expert whose losses f32[epochs] or last parameters f32[p] are not all finite.
+
+    A step's loss is taken before the step, so the last one can break the parameters with every loss finite.
+    """
     for epoch, loss in enumerate(losses.tolist(), 1):
         if not math.isfinite(loss):
             return FloatingPointError(f"the loss of expert {index} is not finite in epoch {epoch}")
+    if not theta.isfinite().all():
+        return FloatingPointError(f"the parameters of expert {index} are not finite after epoch {len(losses)}")
     return None
 
 

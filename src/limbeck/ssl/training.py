@@ -49,7 +49,7 @@ def train_ssl(
         epoch_done: called after every epoch with its number, from 0, and its mean loss.
 
     Raises:
-        FloatingPointError: the loss of an epoch is not finite.
+        FloatingPointError: the loss of an epoch, or a weight after the last one, is not finite.
         Stopped: a stop was asked for.
         ImportError: lightly or kornia is not installed.
     """
@@ -121,6 +121,9 @@ def train_ssl(
             losses.append(total.item() / steps)
             epoch_done(epoch, losses[-1])
             total, first_step = torch.zeros_like(total), 0
+    for name, tensor in encoder.state_dict().items():  # the last step's loss was taken before it
+        if not tensor.isfinite().all():
+            raise FloatingPointError(f"{name} of the encoder is not finite after the last step")
     encoder.to(memory_format=torch.contiguous_format).eval()
     return losses
 

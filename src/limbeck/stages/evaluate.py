@@ -17,6 +17,7 @@ from limbeck.evaluation.probe import UnreachedError
 from limbeck.evaluation.probing import TaskImages, failed, probe
 from limbeck.evaluation.protocol import Candidate, best_rate
 from limbeck.evaluation.scores import FILE, Score, write_scores
+from limbeck.failures import explained
 from limbeck.nn.encoders import EncoderConfig, student_config
 from limbeck.progress import Bar
 from limbeck.spec import Architecture, DistillationSpec
@@ -45,11 +46,18 @@ def evaluate_part(
         selection_only: leave out the reporting seeds: the test images are not looked at.
 
     Raises:
-        WorkError: a figure is not finite, or every rate of a method's grid diverges.
+        WorkError: a figure is not finite, or every rate of a method's grid diverges, or memory does not suffice.
     """
-    spec, settings = task.spec, task.spec.evaluate
-    if not settings.tasks:
+    if not task.spec.evaluate.tasks:
         return []
+    with explained("evaluate", None):
+        return _part(task, architectures, methods, selection_only)
+
+
+def _part(
+    task: StageTask, architectures: Sequence[Architecture], methods: Sequence[str], selection_only: bool
+) -> list[Score]:
+    spec, settings = task.spec, task.spec.evaluate
     evaluation = _Evaluation(task)
     scores = []
     total = len(architectures) * sum(evaluation.encoders(method, selection_only) for method in methods)

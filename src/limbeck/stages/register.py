@@ -32,6 +32,7 @@ def register(task: StageTask) -> None:
         mean=torch.from_numpy(dataset.mean),
         std=torch.from_numpy(dataset.std),
         recipe=best_recipe(spec, synthetic["rate"].item(), len(synthetic["images"]), accuracies),
+        learned_rate=synthetic["rate"].item(),
         spec=redact_strings(spec.content()),
         lineage={
             "source": task.inputs["dataset"].manifest.inputs["source"],

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limbeck.checkpoint import load_tensors, save_tensors
 from limbeck.data.targets import open_targets
+from limbeck.errors import WorkError
 from limbeck.matching.experts import Experts, listed_snapshots
 from limbeck.matching.selection import choose, loss_scores
 from limbeck.nn.encoders import build_student, student_config
@@ -62,5 +63,11 @@ def _score(task: StageTask, folder: Path) -> list[str]:
             scores += loss_scores(network, theta, examples, shop.stop.check).cpu() / len(experts)
             bar.advance()
             shop.stop.check()
+    broken = int((~scores.isfinite()).sum())
+    if broken:
+        raise WorkError(
+            f"select: the experts' loss of {broken:,} of {len(scores):,} images is not finite; lower "
+            f"spec.trajectories.optimizer.rate (now {spec.trajectories.optimizer.rate:g})"
+        )
     save_tensors(folder / _FILE, {"scores": scores})
     return []

@@ -153,7 +153,7 @@ class ExpertMaker:
             if not trained:
                 trained.extend(self._train(group, len(missing), steps, bar, folder))
             expert = trained[index - group.start]
-            fault = divergence(index, expert.losses)
+            fault = divergence(index, expert.losses, expert.theta[-1])
             if fault is not None:
                 raise fault
             save_tensors(folder / FILE, {"theta": expert.theta, "losses": expert.losses})
