@@ -196,3 +196,13 @@ def test_weights_that_are_not_finite_are_an_error(monkeypatch):
     features, labels = problem(20, 5, 2, 1.0, 2)
     with pytest.raises(FloatingPointError, match=r"^the probe's weights are not finite with ridge 0\.001$"):
         fitted(features, labels, 2, [1e-3])
+
+
+def test_a_gradient_that_is_not_a_number_is_no_optimum(monkeypatch):
+    class Found:
+        x, jac, nit = np.zeros(13 * 5), np.full(13 * 5, np.nan), 1
+
+    monkeypatch.setattr("scipy.optimize.minimize", lambda *_, **__: Found)
+    features, labels = problem(80, 12, 5, 1.0, 0)
+    with pytest.raises(UnreachedError, match=r"the probe's gradient is nan"):
+        fitted(features, labels, 5, [1e-3])
