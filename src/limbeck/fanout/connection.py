@@ -1,14 +1,29 @@
-"""How the driver's process connects to a running Ray cluster, and the one line it gives where it cannot."""
+"""How the driver's process starts Ray here or connects to a running cluster, and the one line where it cannot."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
+from limbeck.fanout.kuberay import OBJECT_STORE
 from limbeck.fanout.messages import TOKEN_ADVICE
 
 _ATTEMPTS = 3
 _PAUSE_SECONDS = 2.0
+
+
+def start(cpus: int, folder: str) -> None:
+    """Start Ray on this machine with `cpus` CPUs; `folder` is for its own files."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=OBJECT_STORE,
+        _temp_dir=folder,
+    )
 
 
 def connect(address: str, retrying: Callable[[str], None]) -> None:

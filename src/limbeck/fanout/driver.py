@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from limbeck.fanout.connection import connect, reason
+from limbeck.fanout.connection import connect, reason, start
 from limbeck.fanout.messages import (
     STOP,
     Connected,
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 _LOOK_EVERY = 0.5
 _PROBE_SECONDS = 20.0
 _SUBMIT_SECONDS = 8.0
-_OBJECT_STORE = 128 * 2**20  # bytes of a Ray that is started here: nothing large goes through it
 _FIELD = "spec.execution.ray"
 _JOB_VARIABLE = "LIMBECK_FANOUT_JOB"
 
@@ -92,18 +91,9 @@ class Driver(_Work):
 
     def _connect(self) -> None:
         self._say(Connecting())
-        import ray
-
         job = self._job
         if job.address is None:
-            ray.init(
-                address="local",
-                num_cpus=math.ceil(job.most * job.cpus),
-                include_dashboard=False,
-                log_to_driver=False,
-                object_store_memory=_OBJECT_STORE,
-                _temp_dir=job.temporary,
-            )
+            start(math.ceil(job.most * job.cpus), job.temporary)
             return
         try:
             connect(job.address, self._retrying)

@@ -9,11 +9,11 @@ from limbeck.spec import Execution, RayCluster, RayNode, RayWorkerGroup
 
 API_VERSION = "ray.io/v1"
 RAY_VERSION = "2.60.0"  # of the image; the autoscaler's behaviour follows it
+OBJECT_STORE = 128 * 2**20  # bytes of a node, here as on a cluster: nothing large goes through it
 LONGEST_NAME = 53  # KubeRay's limit, so that the names it derives fit
 
 TOKEN_KEY = "auth_token"  # noqa: S105 - the name of a key; KubeRay puts the token there
 _TMP = "/tmp"  # noqa: S108 - the pod's own
-_OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
 _GROUP = 65532  # the image's, to which new volumes are made writable
 CONTAINER_SECURITY = {
@@ -112,7 +112,7 @@ def _workers(
 
 
 def _common_params() -> dict[str, str]:
-    return {"object-store-memory": str(_OBJECT_STORE)}
+    return {"object-store-memory": str(OBJECT_STORE)}
 
 
 def _pod(

@@ -23,6 +23,7 @@ def register(task: StageTask) -> None:
     spec = task.spec
     dataset = ImageDataset.open(task.inputs["dataset"].path)
     synthetic = load_tensors(task.input_file("distill", "synthetic.safetensors"))[0]
+    rate = synthetic["rate"].item()
     accuracies = summarize(read_scores(task.input_file("evaluate", FILE)))
     DistilledSet(
         images=synthetic["images"],
@@ -31,8 +32,8 @@ def register(task: StageTask) -> None:
         targets=synthetic["targets"],
         mean=torch.from_numpy(dataset.mean),
         std=torch.from_numpy(dataset.std),
-        recipe=best_recipe(spec, synthetic["rate"].item(), len(synthetic["images"]), accuracies),
-        learned_rate=synthetic["rate"].item(),
+        recipe=best_recipe(spec, rate, len(synthetic["images"]), accuracies),
+        learned_rate=rate,
         spec=redact_strings(spec.content()),
         lineage={
             "source": task.inputs["dataset"].manifest.inputs["source"],
